@@ -36,3 +36,28 @@ $(VENV)/.test: requirements/test.txt requirements/controller.txt | $(VENV)/.cont
 .PHONY: controller test-tools
 controller: $(VENV)/.controller $(LINK)
 test-tools: $(VENV)/.test $(LINK)
+
+# --- tests ------------------------------------------------------------------------------------------------------------
+
+# The oldest and the newest Python that may meet our host-side code; set UNIT_PYTHONS to choose others.
+UNIT_PYTHONS ?= 3.8 3.13
+
+.PHONY: test lint sanity unit integration
+test: lint sanity unit integration ## Run every test: lint, sanity, unit, integration (real Xinference 4.1.0 and 1.8.1)
+
+lint: test-tools ## Check style, types, YAML, roles (production profile) and the changelog
+	ruff check .
+	ruff format --check .
+	mypy plugins tests
+	yamllint --strict .
+	ansible-lint --strict
+	antsibull-changelog lint
+
+sanity: test-tools ## Run ansible-test sanity on a copy of this tree
+	tests/sanity/run
+
+unit: test-tools ## Run the unit tests, on the oldest and the newest supported Python
+	tests/unit/run $(UNIT_PYTHONS)
+
+integration: test-tools ## Run the integration tests against real servers
+	tests/integration/run $(TESTS)

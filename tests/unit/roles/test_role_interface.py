@@ -1,0 +1,57 @@
+# Copyright: airgap.xinference engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a role promises (argument_specs) is what it has (defaults), and no knob is read behind its back."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[3]
+ROLES = sorted(path for path in (ROOT / "roles").iterdir() if path.is_dir())
+ROLE_NAMES = sorted((role.name for role in ROLES), key=len, reverse=True)
+
+# Facts about the inventory that several roles share; only a role's defaults may read them (DESIGN, "Variables").
+KNOB = re.compile(r"\bxinference_[a-z_]+")
+
+
+def options(role: Path) -> dict:
+    return yaml.safe_load((role / "meta/argument_specs.yml").read_text())["argument_specs"]["main"].get("options", {})
+
+
+def defaults(role: Path) -> dict:
+    path = role / "defaults/main.yml"
+    return (yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+def test_argument_specs_and_defaults_name_the_same_variables(role: Path) -> None:
+    assert set(options(role)) == set(defaults(role))
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+def test_every_option_is_described(role: Path) -> None:
+    assert [name for name, option in options(role).items() if not option.get("description")] == []
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+def test_variables_carry_the_name_of_their_role(role: Path) -> None:
+    assert [name for name in defaults(role) if not name.startswith(role.name + "_")] == []
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+def test_tasks_read_only_variables_of_their_own_role(role: Path) -> None:
+    """A task that read a collection knob or another role's variable would make the role useless on its own."""
+    modules = {path.stem for path in (ROOT / "plugins/modules").glob("*.py")}
+    strangers = set()
+    for path in sorted(role.rglob("*")):
+        if path.suffix not in {".yml", ".j2"} or path.parent.name in {"defaults", "meta"}:
+            continue
+        for word in KNOB.findall(re.sub(r"(?m)^\s*#.*$", "", path.read_text())):
+            if word not in modules and word not in ROLE_NAMES and not word.startswith(role.name + "_"):
+                strangers.add(f"{path.relative_to(ROOT)}: {word}")
+    assert sorted(strangers) == []
