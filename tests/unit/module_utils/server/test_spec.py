@@ -1,0 +1,249 @@
+# Copyright: airgap.xinference engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Model entries: what is taken, what is sent, and every kind of mistake named, all at once."""
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.airgap.xinference.plugins.module_utils.server.fields import FIELDS, nearest
+from ansible_collections.airgap.xinference.plugins.module_utils.server.spec import SpecError, parse, source_name
+
+EMBEDDING = {
+    "model_uid": "minilm",
+    "model_name": "bce-embedding-base_v1",
+    "model_type": "embedding",
+    "model_engine": "sentence_transformers",
+}
+
+
+def problems(entry, **arguments):
+    """The problems of one entry, which must have some."""
+    with pytest.raises(SpecError) as caught:
+        parse([{**EMBEDDING, **entry}], **arguments)
+    return caught.value.problems
+
+
+def test_an_entry_becomes_the_launch_payload():
+    (spec,) = parse(
+        [{**EMBEDDING, "source": {"path": "/data/MiniLM"}, "gpus": [3], "options": {"batch_size": 8}, "probe": {}}],
+        server_gpus=[2, 3],
+        artifacts_paths={"MiniLM": "/opt/x/models/MiniLM/abc"},
+    )
+    assert spec.payload() == {
+        "model_uid": "minilm",
+        "model_name": "bce-embedding-base_v1",
+        "model_type": "embedding",
+        "model_engine": "sentence_transformers",
+        "model_path": "/opt/x/models/MiniLM/abc",
+        "gpu_idx": [1],
+        "batch_size": 8,
+    }
+    assert (spec.uid, spec.type, spec.source, spec.probe) == ("minilm", "embedding", "MiniLM", {})
+
+
+def test_own_fields_never_reach_the_server():
+    (spec,) = parse([{**EMBEDDING, "enabled": True, "probe": False, "options": {}}])
+    assert not {name for name, row in FIELDS.items() if not row.sent} & set(spec.payload())
+
+
+@pytest.mark.parametrize(
+    ("value", "sent"),
+    [(7, 7), ("7", 7), (0.5, "0_5"), ("0.5", "0_5"), ("0_5", "0_5"), (7.0, 7), ("1_8", "1_8")],
+)
+def test_sizes_take_the_spelling_of_the_server(value, sent):
+    (spec,) = parse([{**EMBEDDING, "model_size_in_billions": value}])
+    assert spec.payload()["model_size_in_billions"] == sent
+
+
+@pytest.mark.parametrize(("value", "sent"), [("auto", "auto"), (2, 2), ("2", 2), (None, None), ("none", None)])
+def test_no_gpu_is_a_value_of_its_own(value, sent):
+    (spec,) = parse([{**EMBEDDING, "n_gpu": value}])
+    assert spec.payload()["n_gpu"] == sent
+
+
+def test_fields_without_value_are_left_out():
+    (spec,) = parse([{**EMBEDDING, "quantization": None, "replica": None}])
+    assert "quantization" not in spec.payload() and "replica" not in spec.payload()
+
+
+def test_texts_that_yaml_made_numbers_and_words_for_truth():
+    (spec,) = parse([{**EMBEDDING, "model_uid": 12, "enable_thinking": "no", "envs": {"OMP_NUM_THREADS": 4}}])
+    assert spec.uid == "12"
+    assert spec.payload()["enable_thinking"] is False
+    assert spec.payload()["envs"] == {"OMP_NUM_THREADS": "4"}
+
+
+def test_the_fingerprint_sees_what_matters_and_only_that():
+    def fingerprint(path="/models/a", **entry):
+        (spec,) = parse([{**EMBEDDING, "source": {"path": "/x/m"}, **entry}], artifacts_paths={"m": path})
+        return spec.fingerprint()
+
+    base = fingerprint()
+    assert base == fingerprint(probe={"input": "other"}) == fingerprint(enabled=True)
+    assert len({base, fingerprint(path="/models/b"), fingerprint(replica=2), fingerprint(options={"a": 1})}) == 4
+    assert fingerprint(options={"a": 1, "b": 2}) == fingerprint(options={"b": 2, "a": 1})
+
+
+def test_the_fingerprint_is_stable_over_releases():
+    """A change here relaunches every model of every site at the next run."""
+    (spec,) = parse([{**EMBEDDING, "model_path": "/m"}])
+    assert spec.fingerprint() == "sha256:3752006c02c6e20e4655d47d176b8d94f4b260b7b32bc2c9c1ad92dbe0b618f1"
+
+
+@pytest.mark.parametrize(
+    ("uid", "words"),
+    [
+        ("org/model", '"/"'),
+        ("minilm-rep0", '"-rep" and a number'),
+        ("m" * 101, "101 characters"),
+        ("", "is empty"),
+        (" ", "is empty"),
+        ("a\nb", "unprintable"),
+        (" a", "blank"),
+        (["a"], "must be a text"),
+    ],
+)
+def test_illegal_uids(uid, words):
+    (problem,) = problems({"model_uid": uid})
+    assert "model_uid" in problem and words in problem
+
+
+@pytest.mark.parametrize("uid", ["qwen2.5-instruct", "llama-2", "rep-1", "m" * 100, "模型", "x-repo1", "a b"])
+def test_legal_uids(uid):
+    assert parse([{**EMBEDDING, "model_uid": uid}])[0].uid == uid
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"model_enginee": "x"}, "unknown field model_enginee; did you mean model_engine?"),
+        ({"gpu_memory_utilization": 0.5}, "`options`"),
+        ({"gpu_idx": [0]}, "`gpus`"),
+        ({"model_type": "embeding"}, "did you mean embedding?"),
+        ({"replica": 0}, "1 or more"),
+        ({"replica": "two"}, "1 or more"),
+        ({"replica": True}, "1 or more"),
+        ({"n_gpu": "all"}, '"auto"'),
+        ({"n_gpu": 0}, '"auto"'),
+        ({"envs": ["A=1"]}, "must be a dictionary"),
+        ({"envs": {"A": None}}, "A has none"),
+        ({"options": {"model_path": "/x"}}, "options.model_path is a launch field"),
+        ({"options": {"gpu_idx": [1]}}, "options.gpu_idx is a launch field"),
+        ({"model_size_in_billions": "big"}, "number of billions"),
+        ({"enabled": "perhaps"}, "true or false"),
+        ({"virtual_env_packages": "torch"}, "list of texts"),
+        ({"model_name": None}, "model_name is missing"),
+        ({"model_name": ""}, "not empty"),
+        ({"model_type": None, "model_engine": None}, "model_engine is missing"),
+        ({"source": {"path": "/m", "modelscope": "a/b"}}, "exactly one"),
+        ({"source": {"name": "m"}}, "exactly one"),
+        ({"source": {"path": "/m", "revison": "v1"}}, "did you mean revision?"),
+        ({"source": {"path": ["/m"]}}, "source.path must be a text"),
+        ({"source": "MiniLM"}, "must be a dictionary"),
+        ({"source": {"path": "/m"}, "model_path": "/m"}, "exclude each other"),
+        ({"replica_config": [{}], "n_gpu": 1}, "exclude each other"),
+        ({"probe": "yes please"}, "must be a dictionary"),
+    ],
+)
+def test_mistakes_are_named(entry, words):
+    (problem,) = problems(entry)
+    assert problem.startswith("minilm: ") and words in problem
+
+
+@pytest.mark.parametrize(
+    ("gpus", "server", "idx"),
+    [
+        ([2, 3], [2, 3], (0, 1)),
+        ([3], ["2", "3"], (1,)),
+        (3, [2, 3], (1,)),
+        ("GPU-ab-1", ["GPU-AB-0", "GPU-AB-1"], (1,)),
+        (["3", 2], [2, 3], (1, 0)),
+    ],
+)
+def test_host_gpus_become_the_indexes_the_server_sees(gpus, server, idx):
+    (spec,) = parse([{**EMBEDDING, "gpus": gpus}], server_gpus=server)
+    assert spec.gpu_idx == idx and spec.payload()["gpu_idx"] == list(idx)
+
+
+@pytest.mark.parametrize(
+    ("entry", "server", "words"),
+    [
+        ({"gpus": [0]}, [2, 3], "GPU 0 is not one of the server's; it has 2, 3"),
+        ({"gpus": [0]}, [], "it has none"),
+        ({"gpus": [2, 2]}, [2, 3], "twice"),
+        ({"gpus": []}, [2], "list of GPU"),
+        ({"gpus": [2, 3, 4], "replica": 2}, [2, 3, 4], "shared out equally"),
+        ({"gpus": [2, 3], "n_gpu": 1}, [2, 3], "leave n_gpu out"),
+    ],
+)
+def test_gpus_that_do_not_fit(entry, server, words):
+    (problem,) = problems(entry, server_gpus=server)
+    assert words in problem
+
+
+def test_sources_must_be_in_the_bundle():
+    (problem,) = problems({"source": {"modelscope": "org/MiniLM-L6"}}, artifacts_paths={"MiniLM-L12": "/m"})
+    assert "MiniLM-L6 is not in the bundle" in problem and "did you mean MiniLM-L12?" in problem
+    (problem,) = problems({}, artifacts_paths={})
+    assert "model without source in the bundle" in problem
+    assert parse([{**EMBEDDING, "model_path": "/m"}], artifacts_paths={})[0].source is None
+    assert parse([EMBEDDING])[0].payload().get("model_path") is None
+    registered = parse([EMBEDDING], artifacts_paths={}, registrations=["bce-embedding-base_v1"])
+    assert registered[0].source is None
+
+
+def test_all_problems_of_all_entries_come_in_one_message():
+    with pytest.raises(SpecError) as caught:
+        parse(
+            [
+                {**EMBEDDING, "gpus": [9], "replicas": 2},
+                EMBEDDING,
+                "text",
+                {"model_uid": "off", "enabled": False, "model_tipe": "embedding"},
+                {**EMBEDDING, "model_uid": "a/b"},
+            ],
+            server_gpus=[0],
+        )
+    text = str(caught.value)
+    for words in ("GPU 9", "did you mean replica?", "entries 1 and 2", "Entry 3", "off: unknown", "a/b: model_uid"):
+        assert words in text
+    assert text.startswith("8 problems") and len(caught.value.problems) == 8
+
+
+def test_disabled_entries_are_checked_and_left_out():
+    off = {**EMBEDDING, "enabled": False}
+    assert [spec.uid for spec in parse([off, {**EMBEDDING, "replica": 2}])] == ["minilm"]
+    assert parse([off]) == []
+    assert "1 or more" in problems({"enabled": False, "replica": 0})[0]
+
+
+def test_not_a_list():
+    with pytest.raises(SpecError, match="not a list"):
+        parse({"model_uid": "x"})
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ({"path": "/data/MiniLM/"}, "MiniLM"),
+        ({"modelscope": "Qwen/Qwen2.5-7B"}, "Qwen2.5-7B"),
+        ({"modelscope": "Qwen/Qwen2.5-7B", "name": "qwen"}, "qwen"),
+        ({}, None),
+        (None, None),
+    ],
+)
+def test_names_in_the_bundle(source, name):
+    assert source_name({"source": source}) == name
+
+
+def test_nearest_ignores_case_and_gives_the_true_spelling():
+    assert nearest("BGE-M3", ["bge-m3", "bge-base"])[0] == "bge-m3"
+    assert nearest("zzz", ["bge-m3"]) == []
+
+
+def test_small_models_come_before_llms():
+    specs = parse([{**EMBEDDING, "model_type": kind, "model_uid": kind} for kind in ("LLM", "audio", "rerank")])
+    assert [spec.uid for spec in sorted(specs, key=lambda spec: spec.rank)] == ["rerank", "audio", "LLM"]
+    assert not specs[0].measures_memory
+    assert parse([{**EMBEDDING, "model_engine": "vLLM"}])[0].measures_memory
