@@ -1,0 +1,198 @@
+# Copyright: airgap.xinference engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A typed client of one Xinference server; how requests are sent is in `transport`."""
+
+from __future__ import annotations
+
+import threading
+from json import dumps
+from typing import Any, Dict, List, Mapping, Optional, Tuple
+from urllib.parse import quote
+
+from .features import Features, features
+from .transport import REQUESTS_ERROR, AccessRefused, ServerError, Transport, Unreachable, as_json, field
+
+__all__ = ["REQUESTS_ERROR", "AccessRefused", "Client", "ServerError", "Unreachable"]
+
+JSON = Dict[str, Any]
+
+
+class Client:
+    """One server at `endpoint`, e.g. `http://127.0.0.1:9997`.
+
+    Give `api_key`, or `username` with `password` (logs in when first needed), or nothing; with both, the login is
+    used, because the API keys of version 3 and later may not launch. `ca_bundle` is the path of a PEM file for an https
+    endpoint signed by a private authority. `timeout` is the limit in seconds for one request, except where a method
+    takes its own. Every method raises `ServerError` or one of its kinds; threads may share a client.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        api_key: Optional[str] = None,
+        username: Optional[str] = None,
+        password: Optional[str] = None,
+        ca_bundle: Optional[str] = None,
+        timeout: float = 30.0,
+    ) -> None:
+        self._http = Transport(endpoint, api_key, username, password, ca_bundle, timeout)
+        self._version: Optional[str] = None
+        self._once = threading.Lock()
+
+    @property
+    def endpoint(self) -> str:
+        """Address of the server without a slash at the end."""
+        return self._http.endpoint
+
+    @property
+    def requests_made(self) -> int:
+        """HTTP requests sent so far, repeated ones included."""
+        return self._http.requests_made
+
+    # -- the server
+
+    def version(self) -> str:
+        """The server's version, e.g. `4.1.0`; asked once."""
+        with self._once:
+            if self._version is None:
+                path = "/v1/cluster/version"
+                self._version = str(field(self._get(path), "version", path))
+            return self._version
+
+    @property
+    def features(self) -> Features:
+        """What this server can do, by its version."""
+        return features(self.version())
+
+    def auth_enabled(self) -> bool:
+        """Whether the server asks for credentials; asked once, without sending any."""
+        return self._http.auth_enabled()
+
+    def status(self) -> JSON:
+        """Uptime (s) and workers; answers without credentials as soon as the API is up. Never repeated."""
+        return as_json(self._http.request("GET", "/status", public=True), "GET", "/status")
+
+    def cluster_info(self) -> List[JSON]:
+        """Supervisor and workers: node_type, ip_address, gpu_count, gpu_vram_total (bytes)."""
+        return self._get("/v1/cluster/info")
+
+    # -- models
+
+    def models(self) -> Dict[str, JSON]:
+        """Models that serve, by uid. The server never tells their path or engine options."""
+        return {entry["id"]: entry for entry in field(self._get("/v1/models"), "data", "/v1/models")}
+
+    def instances(self, uid: Optional[str] = None) -> List[JSON]:
+        """Every model the server knows of with its `status`, also those being launched or failed."""
+        return self._get("/v1/models/instances", params={"model_uid": uid} if uid else None)
+
+    def launch(self, payload: Mapping[str, Any], timeout: Optional[float] = None) -> str:
+        """Launch a model from its launch fields, and return its uid.
+
+        Where the server keeps the reason of a failure (`features.launch_returns_early`) this returns at once and the
+        caller follows `instances` and `progress`. Elsewhere it returns when the model is ready, and `timeout` in
+        seconds is how long that may take.
+        """
+        params = {"wait_ready": "false"} if self.features.launch_returns_early else None
+        answer = self._write("POST", "/v1/models", params=params, json=dict(payload), timeout=timeout)
+        return str(field(answer, "model_uid", "/v1/models"))
+
+    def progress(self, uid: str) -> float:
+        """How far a launch is, between 0 and 1; 0 for a model that is not being launched."""
+        path = f"/v1/models/{_part(uid)}/progress"
+        return float(field(self._get(path), "progress", path))
+
+    def cancel(self, uid: str) -> None:
+        """Stop a launch that is under way."""
+        self._write("POST", f"/v1/models/{_part(uid)}/cancel")
+
+    def terminate(self, uid: str, timeout: Optional[float] = None) -> None:
+        """Stop a model, or clear away one whose launch failed."""
+        self._write("DELETE", f"/v1/models/{_part(uid)}", timeout=timeout)
+
+    def engines(self, model_type: str, model_name: str) -> JSON:
+        """Engines for a model: usable ones with their formats, others with the reason as a text.
+
+        Empty where the server has no choice of engine for the type (`features.engine_types`).
+        """
+        if model_type not in self.features.engine_types:
+            return {}
+        kind = f"{_part(model_type)}/" if self.features.engines_by_type else ""
+        return self._get(f"/v1/engines/{kind}{_part(model_name)}") or {}
+
+    # -- registrations
+
+    def registrations(self, model_type: str) -> List[JSON]:
+        """All known models of a type: model_name, is_builtin."""
+        return self._get(f"/v1/model_registrations/{_part(model_type)}")
+
+    def registration(self, model_type: str, name: str) -> Optional[JSON]:
+        """The definition of a known model, or None when the server has none of that name."""
+        try:
+            found = self._get(f"/v1/model_registrations/{_part(model_type)}/{_part(name)}")
+        except ServerError as error:
+            if error.status == 400 and "not found" in error.detail.lower():
+                return None
+            raise
+        if isinstance(found, list):
+            return found[0] if found else None
+        return found
+
+    def register(self, model_type: str, definition: Mapping[str, Any], persist: bool = True) -> None:
+        """Register a custom model. The server wants the definition as a JSON text inside the JSON."""
+        body = {"model": dumps(dict(definition)), "persist": persist}
+        self._write("POST", f"/v1/model_registrations/{_part(model_type)}", json=body)
+
+    def unregister(self, model_type: str, name: str) -> None:
+        """Forget a custom model."""
+        self._write("DELETE", f"/v1/model_registrations/{_part(model_type)}/{_part(name)}")
+
+    # -- accounts
+
+    def setup_admin(self, token: Optional[str], username: str, password: str) -> None:
+        """Make the first administrator. `token` is the setup token of servers that print one, else None."""
+        body = {"username": username, "password": password}
+        if token is not None:
+            body["setup_token"] = token
+        self._http.request("POST", "/v1/admin/setup", json=body, public=True)
+
+    def login(self) -> None:
+        """Log in now with user and password. One attempt; a refusal is final for this client."""
+        self._http.login()
+
+    # -- for probes
+
+    def post(self, path: str, json: Any = None, timeout: Optional[float] = None) -> Any:
+        """POST JSON to an API path and return the JSON answer."""
+        return self._write("POST", path, json=json, timeout=timeout)
+
+    def post_multipart(
+        self,
+        path: str,
+        fields: Mapping[str, str],
+        files: Mapping[str, Tuple[str, bytes, str]],
+        timeout: Optional[float] = None,
+    ) -> Any:
+        """POST a form with files `{field: (file name, content, media type)}` and return the JSON answer."""
+        return self._write("POST", path, data=dict(fields), files=dict(files), timeout=timeout)
+
+    def post_for_bytes(self, path: str, json: Any, timeout: Optional[float] = None) -> bytes:
+        """POST JSON and return the body as it is, e.g. sound."""
+        return self._http.request("POST", path, json=json, timeout=timeout).content
+
+    def get_bytes(self, path: str, timeout: Optional[float] = None) -> bytes:
+        """GET a path and return the body as it is."""
+        return self._http.request("GET", path, timeout=timeout, repeat=True).content
+
+    # -- within
+
+    def _get(self, path: str, params: Any = None) -> Any:
+        return as_json(self._http.request("GET", path, params=params, repeat=True), "GET", path)
+
+    def _write(self, method: str, path: str, **kwargs: Any) -> Any:
+        return as_json(self._http.request(method, path, **kwargs), method, path)
+
+
+def _part(text: str) -> str:
+    return quote(text, safe="")
