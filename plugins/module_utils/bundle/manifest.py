@@ -108,14 +108,16 @@ def path_problem(path: object) -> str | None:
     """Why a file path from outside cannot be used below a directory of ours, or None."""
     if not isinstance(path, str) or not path:
         return "has no path"
-    if len(path.encode("utf-8", "replace")) > MAX_PATH:
+    if any(55296 <= ord(char) <= 57343 for char in path):
+        return f"path {path!r} is not UTF-8"
+    if len(path.encode("utf-8")) > MAX_PATH:
         return f"path {path[:60]!r}... is longer than {MAX_PATH} bytes"
     if path.startswith("/") or "\\" in path or any(ord(char) < 32 or ord(char) == 127 for char in path):
         return f"path {path!r} is absolute or has a backslash or control character"
     parts = path.split("/")
     if any(part in ("", ".", "..") for part in parts):
         return f"path {path!r} has an empty, `.` or `..` component"
-    if any(len(part.encode("utf-8", "replace")) > MAX_COMPONENT for part in parts):
+    if any(len(part.encode("utf-8")) > MAX_COMPONENT for part in parts):
         return f"path {path[:60]!r}... has a component longer than {MAX_COMPONENT} bytes"
     return None
 
