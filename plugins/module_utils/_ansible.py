@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import Iterator, Type
+from typing import Any, Dict, Iterator, Type
 
-from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.basic import AnsibleModule, env_fallback, missing_required_lib
+
+from .server.client import REQUESTS_ERROR, Client
 
 
 @contextmanager
@@ -22,3 +24,41 @@ def failing(module: AnsibleModule, *errors: Type[Exception]) -> Iterator[None]:
         yield
     except errors as error:
         module.fail_json(msg=str(error), **getattr(error, "details", {}))
+
+
+SERVER_OPTIONS: Dict[str, Dict[str, Any]] = {
+    "endpoint": {
+        "type": "str",
+        "default": "http://127.0.0.1:9997",
+        "fallback": (env_fallback, ["XINFERENCE_ENDPOINT"]),
+    },
+    "api_key": {"type": "str", "no_log": True, "fallback": (env_fallback, ["XINFERENCE_API_KEY"])},
+    "username": {"type": "str"},
+    "password": {"type": "str", "no_log": True},
+    "ca_bundle": {"type": "path"},
+    "request_timeout": {"type": "float", "default": 30.0},
+}
+"""Argument spec of every module that talks to a server; documented by the fragment `airgap.xinference.server`."""
+
+SERVER_TOGETHER = [("username", "password")]
+"""For `required_together` of the same modules."""
+
+
+def client_from(module: AnsibleModule) -> Client:
+    """The client of the server that the module's options name; sends nothing yet.
+
+    Fails the module when `requests` is missing on the host.
+    """
+    if REQUESTS_ERROR:
+        module.fail_json(
+            msg=missing_required_lib("requests", reason="to talk to Xinference; the bundle carries it, see PYTHONPATH"),
+            exception=REQUESTS_ERROR,
+        )
+    return Client(
+        module.params["endpoint"],
+        api_key=module.params["api_key"],
+        username=module.params["username"],
+        password=module.params["password"],
+        ca_bundle=module.params["ca_bundle"],
+        timeout=module.params["request_timeout"],
+    )
