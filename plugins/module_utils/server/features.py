@@ -20,8 +20,8 @@ class Features:
     """Abilities of one server version.
 
     auth: how accounts come to be. `config-file`: only from a JSON file given at start. `opt-in`: the same, or a
-        database when XINFERENCE_AUTH_ADVANCED is set. `first-caller`: on by default, whoever sets up first is administrator.
-        `setup-token`: on by default, set-up asks for the token printed in the log.
+        database when XINFERENCE_AUTH_ADVANCED is set. `first-caller`: on by default, whoever sets up first is
+        administrator. `setup-token`: on by default, set-up asks for the token printed in the log.
     launch_returns_early: a launch may return before the model is ready, because `/v1/models/instances` then tells for
         every replica why it failed. Without it the reason is only in the answer of a blocking launch.
     engine_types: model types that have a choice of engine, which `/v1/engines` explains.
