@@ -1,0 +1,77 @@
+# Copyright: airgap.xinference engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Keeping artifacts on a host: one function that is asked again until nothing is missing.
+
+`keep` takes in what was received, says what is missing, and once nothing is missing makes the directories people use.
+A run that changes nothing is one call and reads no blob. The answer to "what next?" always comes from the host, so a
+transfer may break off anywhere: the next question finds what arrived.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Iterable, NamedTuple
+
+from .manifest import Artifact, name_problem, split_reference
+from .store import Store, StoreError
+from .trees import catalogue, outdated, read_artifact, refresh
+
+
+class Wanted(NamedTuple):
+    """An artifact somebody wants on the host, as the index of a bundle names it; `size` is the manifest's, in bytes."""
+
+    kind: str
+    name: str
+    digest: str
+    size: int
+
+
+class Answer(NamedTuple):
+    """What is on the host now.
+
+    `missing` and `partial` are sizes by digest, `damaged` reasons by digest, `paths` what was made (or would be) below
+    the root, `artifacts` the content of artifacts.json when nothing is missing.
+    """
+
+    changed: bool
+    missing: dict[str, int]
+    partial: dict[str, int]
+    damaged: dict[str, str]
+    paths: list[str]
+    artifacts: dict[str, Any]
+
+
+def keep(store: Store, wanted: Iterable[Wanted], owner: int | None = None) -> Answer:
+    """Bring the store as near to `wanted` as what was received allows.
+
+    While blobs are missing, the receiving area is made ready for user id `owner`. Manifests come first: only they tell
+    which blobs an artifact needs. Raises StoreError for a request that cannot be right.
+    """
+    wanted = list(wanted)
+    for entry in wanted:
+        if split_reference(f"{entry.kind}/{entry.name}") is None:
+            problem = name_problem(entry.name) or f"{entry.kind!r} is not a kind"
+            raise StoreError(f"{entry.kind}/{entry.name}: {problem}.")
+    with store.locked():
+        manifests = store.inventory({entry.digest: entry.size for entry in wanted})
+        artifacts = [read_artifact(store, *entry) for entry in wanted if entry.digest not in manifests.missing]
+        blobs = store.inventory({blob.digest: blob.size for artifact in artifacts for blob in artifact.blobs})
+        missing = {**manifests.missing, **blobs.missing}
+        damaged = {**manifests.damaged, **blobs.damaged}
+        paths: list[str] = []
+        if not missing:
+            paths = outdated(store, artifacts) if store.dry_run else refresh(store, artifacts)
+        elif not store.dry_run:
+            store.receive(owner)
+        return Answer(
+            changed=bool(store.adopted or paths or missing or damaged),
+            missing=missing,
+            partial={**manifests.partial, **blobs.partial},
+            damaged=damaged,
+            paths=paths,
+            artifacts={} if missing else catalogue(store, _in_order(artifacts)),
+        )
+
+
+def _in_order(artifacts: list[Artifact]) -> list[Artifact]:
+    return sorted(artifacts, key=lambda artifact: (artifact.kind, artifact.name))

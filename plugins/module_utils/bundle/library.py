@@ -1,0 +1,95 @@
+# Copyright: airgap.xinference engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The pure-Python libraries of the bundle, unpacked for the modules that run on the host."""
+
+from __future__ import annotations
+
+import compileall
+import os
+import shutil
+import stat
+import zipfile
+from pathlib import Path
+
+from .manifest import Artifact, path_problem
+from .places import exchange, fresh, remove, short
+from .store import DIRECTORY_MODE, Store, StoreError
+
+FILE_MODE = 0o644
+
+
+def library_path(store: Store, artifact: Artifact) -> Path:
+    """The directory the wheels of an artifact are unpacked in."""
+    return store.root / "lib" / short(artifact.digest)
+
+
+def library_is_right(store: Store, artifact: Artifact) -> bool:
+    """True when the wheels are unpacked and in use."""
+    target = library_path(store, artifact)
+    link = store.root / "lib" / "python"
+    return target.is_dir() and link.is_symlink() and os.readlink(link) == target.name
+
+
+def make_library(store: Store, artifact: Artifact) -> None:
+    """Unpack the wheels and point `lib/python` at them, in one atomic step."""
+    target = library_path(store, artifact)
+    store.make_directory(target.parent)
+    if not target.is_dir():
+        building = fresh(store, target)
+        for file in artifact.files:
+            if file.path.endswith(".whl"):
+                unpack_wheel(store.blob_path(file.digest), file.path, building)
+        compileall.compile_dir(str(building), ddir=str(target), quiet=2)
+        _open_modes(building)
+        exchange(building, target)
+    link = target.with_name("python")
+    if os.path.lexists(link) and not link.is_symlink():
+        raise StoreError(f"{link} must be a link that shipping makes, but is something else; move it away.")
+    pointer = target.with_name(".python.new")
+    remove(pointer)
+    pointer.symlink_to(target.name)
+    pointer.replace(link)
+
+
+def unpack_wheel(wheel: Path, name: str, target: Path) -> None:
+    """Unpack a pure-Python wheel into a directory for PYTHONPATH.
+
+    Raises StoreError for a wheel with compiled code, an unsafe path, or one that is no wheel at all.
+    """
+    if not name.endswith("-none-any.whl"):
+        raise StoreError(f"{name}: host libraries must be pure Python wheels (…-none-any.whl).")
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            for member in archive.infolist():
+                if member.is_dir():
+                    continue
+                problem = path_problem(member.filename)
+                if problem or stat.S_ISLNK(member.external_attr >> 16):
+                    raise StoreError(f"{name}: {problem or member.filename + ' is a link'}; the wheel is refused.")
+                path = _wheel_path(member.filename)
+                if path is None:
+                    continue
+                destination = target / path
+                destination.parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(member) as source, destination.open("wb") as copy:
+                    shutil.copyfileobj(source, copy, 1024 * 1024)
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise StoreError(f"{name}: not a wheel ({error}).") from error
+
+
+def _wheel_path(member: str) -> str | None:
+    """Where a file of a wheel goes in the library: modules of its data folder at the top, scripts nowhere."""
+    top, _, rest = member.partition("/")
+    if not top.endswith(".data"):
+        return member
+    scheme, _, path = rest.partition("/")
+    return path if scheme in ("purelib", "platlib") and path else None
+
+
+def _open_modes(top: Path) -> None:
+    """Let everybody read a library, whatever the umask was."""
+    for place, _directories, files in os.walk(str(top)):
+        Path(place).chmod(DIRECTORY_MODE)
+        for name in files:
+            Path(place, name).chmod(FILE_MODE)

@@ -1,0 +1,277 @@
+# Copyright: airgap.xinference engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The store of a host: every blob once, under its own digest, and never believed before it was read.
+
+::
+
+    <root>/blobs/sha256/<64 hex digits>   verified blobs, read-only
+    <root>/partial/                       what is still being received: <64 hex digits>, pack-*.tar
+    <root>/state/stamps.json              why a blob need not be read again
+
+A blob gets into `blobs` in one way only: its bytes are hashed and the finished file is renamed into place. The
+receiving area may belong to another user (the one who logs in) than the store (the one who becomes), so nothing in it
+is trusted: no links, no devices, no second name.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Iterable, Iterator, Mapping, NamedTuple
+
+from .digest import CHUNK, Stamps, hash_file, is_digest
+
+DIRECTORY_MODE = 0o755
+BLOB_MODE = 0o444
+RECEIVING_MODE = 0o700
+PACK_PREFIX = "pack-"
+
+
+class StoreError(Exception):
+    """A store that cannot be used; the message says what was wanted, what is there and what to do."""
+
+
+class Inventory(NamedTuple):
+    """What the store has of the blobs somebody wants; sizes in bytes.
+
+    `missing` has the size of each absent blob, `partial` the bytes already received of some of those, `damaged` why a
+    blob or a received file was thrown away (or, in a dry run, would be).
+    """
+
+    missing: dict[str, int]
+    partial: dict[str, int]
+    damaged: dict[str, str]
+
+
+class Store:
+    """The blobs below one root directory. With `dry_run` nothing is written, not even a stamp.
+
+    `adopted` counts the blobs that were verified and moved in, `hashed_bytes` what had to be read for it.
+    """
+
+    def __init__(self, root: str | os.PathLike[str], dry_run: bool = False) -> None:
+        self.root = Path(root)
+        if not self.root.is_absolute():
+            raise StoreError(f"The root directory must be an absolute path, not {str(root)!r}.")
+        self.dry_run = dry_run
+        self.blobs = self.root / "blobs" / "sha256"
+        self.partial = self.root / "partial"
+        self.state = self.root / "state"
+        self.stamps = Stamps(self.state / "stamps.json")
+        self.adopted = 0
+
+    @property
+    def hashed_bytes(self) -> int:
+        """Bytes that had to be read because no stamp vouched for them."""
+        return self.stamps.hashed_bytes
+
+    def blob_path(self, digest: str) -> Path:
+        """Where a blob is or will be. Raises StoreError for what is not a digest, so no path can leave the store."""
+        return self.blobs / _encoded(digest)
+
+    def partial_path(self, digest: str) -> Path:
+        """Where the bytes of a blob are received."""
+        return self.partial / _encoded(digest)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the store for this process; a second one waits. A dry run reads and needs no lock."""
+        if self.dry_run:
+            yield
+            return
+        self.make_directory(self.state)
+        with open(self.state / "store.lock", "w") as lock:  # noqa: PTH123 - the descriptor is what is wanted
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+            self.stamps.save()
+
+    def inventory(self, wanted: Mapping[str, int]) -> Inventory:
+        """Take in what was received, and say what of `wanted` (digest: size) is still missing.
+
+        Blobs without a valid stamp are read again. Whatever does not verify is removed and named.
+        """
+        damaged: dict[str, str] = {}
+        self._unpack()
+        self._check([(digest, size) for digest, size in wanted.items() if self._is_there(digest)], damaged)
+        absent = self._without_stamp(wanted.items())
+        if not self.dry_run:
+            self._adopt(absent, damaged)
+            absent = self._without_stamp(absent)
+        partial = {}
+        for digest, _size in absent:
+            got = _regular_size(self.partial_path(digest))
+            if got:
+                partial[digest] = got
+        return Inventory(dict(absent), partial, damaged)
+
+    def receive(self, owner: int | None = None) -> Path:
+        """Make the receiving area ready for user id `owner` (default: whoever runs this) and return it."""
+        self.make_directory(self.blobs)
+        self.make_directory(self.partial, RECEIVING_MODE)
+        self.partial.chmod(RECEIVING_MODE)
+        if owner is not None and os.geteuid() == 0:
+            os.chown(self.partial, owner, -1)
+            for entry in os.scandir(self.partial):
+                if entry.is_file(follow_symlinks=False):
+                    os.chown(entry.path, owner, -1, follow_symlinks=False)
+        return self.partial
+
+    def make_directory(self, path: Path, mode: int = DIRECTORY_MODE) -> None:
+        """Make a directory of the store and those above it, with this mode whatever the umask is.
+
+        Raises StoreError when something below the root is a link or no directory: it would lead out of the store.
+        """
+        missing = []
+        place = path
+        while not place.exists() and not place.is_symlink():
+            missing.append(place)
+            place = place.parent
+        for parent in [path, *path.parents]:
+            if parent == self.root or self.root not in parent.parents:
+                break
+            if parent.is_symlink() or (parent.exists() and not parent.is_dir()):
+                raise StoreError(f"{parent} must be a plain directory of the store; remove it, or choose another root.")
+        try:
+            for place in reversed(missing):
+                place.mkdir(exist_ok=True)
+                place.chmod(mode if place == path else DIRECTORY_MODE)
+        except OSError as error:
+            raise StoreError(f"Cannot make the directory {path}: {error.strerror} ({error.filename}).") from error
+
+    def _is_there(self, digest: str) -> bool:
+        return os.path.lexists(self.blob_path(digest))
+
+    def _without_stamp(self, blobs: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+        return [item for item in blobs if self.stamps.vouches(self.blob_path(item[0])) is None]
+
+    def _check(self, blobs: list[tuple[str, int]], damaged: dict[str, str]) -> None:
+        """Read the blobs no stamp vouches for; remove those that are not what they are called."""
+
+        def found(item: tuple[str, int]) -> str | None:
+            path = self.blob_path(item[0])
+            size = _regular_size(path)
+            if size != item[1]:
+                return "not a regular file" if size is None else f"{size} bytes in the store, expected {item[1]}"
+            content = self.stamps.digest_of(path)
+            return None if content == item[0] else f"content in the store is {content}"
+
+        for (digest, _size), problem in _side_by_side(found, blobs):
+            if problem:
+                damaged[digest] = problem
+                self.stamps.forget(self.blob_path(digest))
+                if not self.dry_run:
+                    self.blob_path(digest).unlink()
+
+    def _adopt(self, blobs: list[tuple[str, int]], damaged: dict[str, str]) -> None:
+        """Verify received blobs that have all their bytes, and rename them into the store."""
+        complete = [item for item in blobs if _regular_size(self.partial_path(item[0])) == item[1]]
+        too_long = [item for item in blobs if (_regular_size(self.partial_path(item[0])) or 0) > item[1]]
+        for digest, size in too_long:
+            damaged[digest] = f"more than its {size} bytes were received"
+            self.partial_path(digest).unlink()
+        if complete:
+            self.make_directory(self.blobs)
+        for (digest, _size), problem in _side_by_side(self._adopt_one, complete):
+            if problem:
+                damaged[digest] = problem
+            else:
+                self.adopted += 1
+
+    def _adopt_one(self, item: tuple[str, int]) -> str | None:
+        """Verify one received file and rename it; a problem, and the file is gone, or None.
+
+        Owner and mode are set before reading and everything goes through one open file, so that what was read is what
+        is kept.
+        """
+        digest, size = item
+        source = self.partial_path(digest)
+        handle = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            status = os.fstat(handle)
+            if status.st_nlink != 1:
+                source.unlink()
+                return "the received file has a second name; it is not taken"
+            if status.st_uid != os.geteuid():
+                os.fchown(handle, os.geteuid(), os.getegid())
+            os.fchmod(handle, BLOB_MODE)
+            found = hash_file(f"/proc/self/fd/{handle}")
+            self.stamps.count(size)
+            if found != digest:
+                source.unlink()
+                return f"content received is {found}"
+            os.fdatasync(handle)
+            target = self.blob_path(digest)
+            source.replace(target)
+            status = os.fstat(handle)
+            if target.lstat().st_ino != status.st_ino:
+                target.unlink()
+                return "the received file was exchanged while it was read"
+            self.stamps.record(target, digest, [status.st_size, status.st_mtime_ns, status.st_ino])
+            return None
+        finally:
+            os.close(handle)
+
+    def _unpack(self) -> None:
+        """Take the small blobs out of received packs into the receiving area; a pack that was cut gives what it has."""
+        if self.dry_run or not self.partial.is_dir():
+            return
+        for pack in sorted(self.partial.glob(f"{PACK_PREFIX}*.tar")):
+            if _regular_size(pack) is not None:
+                self._unpack_one(pack)
+            pack.unlink()
+
+    def _unpack_one(self, pack: Path) -> None:
+        try:
+            with tarfile.open(pack, "r|") as archive:
+                for member in archive:
+                    digest = f"sha256:{member.name}"
+                    content = archive.extractfile(member) if member.isreg() and is_digest(digest) else None
+                    if content is not None and not self._is_there(digest):
+                        _write_new(self.partial_path(digest), content)
+        except (tarfile.TarError, EOFError):
+            # The rest of the pack is missing or garbage: its blobs stay missing and are asked for again.
+            return
+
+
+def _write_new(path: Path, content: object) -> None:
+    """Write a stream to a file that is ours alone, replacing whatever had its name."""
+    if os.path.lexists(path):
+        path.unlink()
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(handle, "wb") as target:
+        while True:
+            chunk = content.read(CHUNK)  # type: ignore[attr-defined]
+            if not chunk:
+                return
+            target.write(chunk)
+
+
+def _encoded(digest: str) -> str:
+    """The hex part of a digest. Raises StoreError for anything else."""
+    if not is_digest(digest):
+        raise StoreError(f"{digest!r} is not a digest (sha256:<64 hex digits>).")
+    return digest.partition(":")[2]
+
+
+def _regular_size(path: Path) -> int | None:
+    """Size of a regular file in bytes, or None when there is none (a link does not count)."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
+def _side_by_side(work: object, items: list[tuple[str, int]]) -> list[tuple[tuple[str, int], str | None]]:
+    """Run `work` on every item over all processors, the largest first; results with their items."""
+    ordered = sorted(items, key=lambda item: (-item[1], item[0]))
+    if not ordered:
+        return []
+    with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1, len(ordered))) as pool:
+        return list(zip(ordered, pool.map(work, ordered)))  # type: ignore[arg-type]

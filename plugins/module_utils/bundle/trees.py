@@ -1,0 +1,163 @@
+# Copyright: airgap.xinference engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a host makes of the blobs in its store: directories under the names that people and servers use.
+
+::
+
+    <root>/models/<name>/<first 12 digits>/   a model, hard links of its blobs
+    <root>/wheels/<name>/<first 12 digits>/   a set of wheels, hard links of its blobs
+    <root>/lib/<first 12 digits>/             the wheels `host`, unpacked
+    <root>/lib/python                         points at the one in use
+    <root>/state/artifacts.json               what was shipped last, and where it is
+
+A directory appears under its name only when it is complete, and other content is always another directory.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import stat
+from pathlib import Path
+from typing import Any, Iterable
+
+from .digest import write_atomically
+from .library import library_is_right, library_path, make_library
+from .manifest import Artifact, artifact_from
+from .places import exchange, fresh, short
+from .store import Store, StoreError
+
+TREE_KINDS = ("models", "wheels")
+LIBRARIES = ("wheels", "host")
+"""The artifact whose wheels are unpacked for the collection's own modules."""
+
+
+def read_artifact(store: Store, kind: str, name: str, digest: str, size: int) -> Artifact:
+    """The artifact whose manifest is in the store, checked as strictly as on the way into the bundle.
+
+    Raises StoreError when the manifest makes no sense.
+    """
+    problems: list[str] = []
+    try:
+        content = json.loads(store.blob_path(digest).read_text())
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{kind}/{name}: the manifest {digest} cannot be read: {error}") from error
+    artifact = artifact_from((kind, name), {"digest": digest, "size": size}, content, problems)
+    if artifact is None or problems:
+        raise StoreError(f"{kind}/{name}: the manifest {digest} is refused: " + "; ".join(problems))
+    return artifact
+
+
+def tree_path(store: Store, artifact: Artifact) -> Path:
+    """The directory of an artifact: it has the content's digest in it, so other content has another path."""
+    return store.root / artifact.kind / artifact.name / short(artifact.digest)
+
+
+def outdated(store: Store, artifacts: Iterable[Artifact]) -> list[str]:
+    """The paths below the root that have to be made again for `artifacts`, whose blobs are all in the store."""
+    artifacts = list(artifacts)
+    paths = [
+        tree_path(store, artifact)
+        for artifact in artifacts
+        if artifact.kind in TREE_KINDS and not _tree_is_right(store, artifact)
+    ]
+    libraries = _find(artifacts, *LIBRARIES)
+    if libraries is not None and not library_is_right(store, libraries):
+        paths.append(library_path(store, libraries))
+    if _read_catalogue(store) != catalogue(store, artifacts):
+        paths.append(_catalogue_path(store))
+    return [str(path) for path in paths]
+
+
+def refresh(store: Store, artifacts: Iterable[Artifact]) -> list[str]:
+    """Make what `outdated` names, and return it. All blobs must be in the store."""
+    artifacts = list(artifacts)
+    paths = outdated(store, artifacts)
+    for artifact in artifacts:
+        if str(tree_path(store, artifact)) in paths:
+            _make_tree(store, artifact)
+    libraries = _find(artifacts, *LIBRARIES)
+    if libraries is not None and str(library_path(store, libraries)) in paths:
+        make_library(store, libraries)
+    if str(_catalogue_path(store)) in paths:
+        content = json.dumps(catalogue(store, artifacts), indent=2, sort_keys=True)
+        write_atomically(_catalogue_path(store), content.encode() + b"\n")
+    return paths
+
+
+def catalogue(store: Store, artifacts: Iterable[Artifact]) -> dict[str, Any]:
+    """What artifacts.json says: by kind and name the digest, size, annotations, revision and path of each artifact."""
+    content: dict[str, Any] = {kind: {} for kind in TREE_KINDS}
+    for artifact in artifacts:
+        entry: dict[str, Any] = {
+            "digest": artifact.digest,
+            "size": artifact.size,
+            "revision": artifact.revision,
+            "annotations": artifact.annotations,
+        }
+        if artifact.kind in TREE_KINDS:
+            entry["path"] = str(tree_path(store, artifact))
+        content.setdefault(artifact.kind, {})[artifact.name] = entry
+    return content
+
+
+def _catalogue_path(store: Store) -> Path:
+    return store.state / "artifacts.json"
+
+
+def _read_catalogue(store: Store) -> Any:
+    try:
+        return json.loads(_catalogue_path(store).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _find(artifacts: Iterable[Artifact], kind: str, name: str) -> Artifact | None:
+    return next((entry for entry in artifacts if (entry.kind, entry.name) == (kind, name)), None)
+
+
+def _tree_is_right(store: Store, artifact: Artifact) -> bool:
+    """True when every file of the artifact is there and is its blob, by name or by a stamp of its own."""
+    root = tree_path(store, artifact)
+    for file in artifact.files:
+        path = root / file.path
+        try:
+            status, blob = path.lstat(), store.blob_path(file.digest).lstat()
+        except OSError:
+            return False
+        same = (status.st_dev, status.st_ino) == (blob.st_dev, blob.st_ino)
+        if not same and not (stat.S_ISREG(status.st_mode) and store.stamps.vouches(path) == file.digest):
+            return False
+    return root.is_dir()
+
+
+def _make_tree(store: Store, artifact: Artifact) -> None:
+    """Build the directory beside its place and exchange it for what is there."""
+    target = tree_path(store, artifact)
+    store.make_directory(target.parent)
+    building = fresh(store, target)
+    copies: list[tuple[Path, str]] = []
+    for file in artifact.files:
+        path = building / file.path
+        store.make_directory(path.parent)
+        if not _link(store.blob_path(file.digest), path):
+            copies.append((target / file.path, file.digest))
+    exchange(building, target)
+    for path, digest in copies:
+        store.stamps.record(path, digest)
+
+
+def _link(blob: Path, path: Path) -> bool:
+    """Give a blob a second name, or copy it where the file system allows no more names; True for a link."""
+    try:
+        os.link(blob, path)
+        return True
+    except OSError as error:
+        if error.errno not in (errno.EMLINK, errno.EPERM, errno.EXDEV, errno.EOPNOTSUPP):
+            raise
+    shutil.copyfile(blob, path)
+    shutil.copymode(blob, path)
+    return False

@@ -1,0 +1,178 @@
+#!/usr/bin/python
+# Copyright: airgap.xinference engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Keep artifacts of a bundle in the store of a host."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: xinference_store
+short_description: Keep artifacts of a bundle in the store of a host
+version_added: "0.1.0"
+author:
+  - airgap.xinference engineers (@airgap)
+description:
+  - Takes the blobs that were received into the store after checking their SHA-256, says which are still missing, and
+    once none is, makes the directories of models and wheels out of them.
+  - Usually called by M(airgap.xinference.xinference_ship), again and again until nothing is missing. Of use by itself
+    where blobs come to the host on a disk, C(<root>/partial/<64 hex digits>).
+  - Blobs that a stamp (size, modification time, inode) vouches for are not read again.
+extends_documentation_fragment:
+  - airgap.xinference.attributes
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: none
+  idempotent:
+    support: full
+options:
+  root:
+    description: The root directory of the host.
+    type: path
+    required: true
+  artifacts:
+    description:
+      - The artifacts to keep. Everything about them but these four facts comes from their manifests in the store.
+      - C(<root>/state/artifacts.json) will list exactly these.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      kind:
+        description: The kind of the artifact, the first part of its name in the bundle's index.
+        type: str
+        required: true
+      name:
+        description: The name of the artifact, the second part of its name in the bundle's index.
+        type: str
+        required: true
+      digest:
+        description: The digest of its manifest, C(sha256:) and 64 hex digits.
+        type: str
+        required: true
+      size:
+        description: The size of its manifest in bytes.
+        type: int
+        required: true
+  owner:
+    description:
+      - The numeric user that uploads, when it is not the one this module runs as.
+      - The receiving area is made to belong to it.
+    type: int
+"""
+
+EXAMPLES = r"""
+- name: Take in what was copied to the receiving area by hand
+  airgap.xinference.xinference_store:
+    root: /opt/xinference
+    artifacts:
+      - kind: models
+        name: bge-m3
+        digest: sha256:6a1e2b0f7c5d4e3f9a8b7c6d5e4f3a2b1c0d9e8f7a6b5c4d3e2f1a0b9c8d7e6f
+        size: 4127
+  register: kept
+"""
+
+RETURN = r"""
+missing:
+  description: Sizes in bytes of the blobs that are not in the store, by digest.
+  returned: success
+  type: dict
+  sample: {}
+partial:
+  description: Bytes already received of the missing blobs, by digest.
+  returned: success
+  type: dict
+  sample: {}
+damaged:
+  description: Why a blob or a received file was thrown away, by digest.
+  returned: success
+  type: dict
+  sample: {}
+made:
+  description: Directories and files that were made.
+  returned: success
+  type: list
+  elements: str
+  sample: ["/opt/xinference/models/bge-m3/6a1e2b0f7c5d"]
+artifacts:
+  description: The content of C(<root>/state/artifacts.json), empty while blobs are missing.
+  returned: success
+  type: dict
+  sample: {"models": {"bge-m3": {"digest": "sha256:6a1e…", "path": "/opt/xinference/models/bge-m3/6a1e2b0f7c5d"}}}
+hashed_bytes:
+  description: Bytes that had to be read.
+  returned: success
+  type: int
+  sample: 0
+blobs:
+  description: Blobs that were verified and taken in.
+  returned: success
+  type: int
+  sample: 0
+receive:
+  description: Where missing blobs are to be put, and what the host offers for it.
+  returned: success
+  type: dict
+  contains:
+    path:
+      description: The receiving area.
+      type: str
+    free_bytes:
+      description: Bytes that can still be written there.
+      type: int
+    rsync:
+      description: The path of rsync on the host, empty when it has none.
+      type: str
+"""
+
+import shutil
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.airgap.xinference.plugins.module_utils._ansible import failing
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.digest import free_bytes
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.keep import Wanted, keep
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.store import Store, StoreError
+
+
+def main() -> None:
+    """Run the module."""
+    artifact = {
+        "kind": {"type": "str", "required": True},
+        "name": {"type": "str", "required": True},
+        "digest": {"type": "str", "required": True},
+        "size": {"type": "int", "required": True},
+    }
+    module = AnsibleModule(
+        argument_spec={
+            "root": {"type": "path", "required": True},
+            "artifacts": {"type": "list", "elements": "dict", "required": True, "options": artifact},
+            "owner": {"type": "int"},
+        },
+        supports_check_mode=True,
+    )
+    with failing(module, StoreError, OSError):
+        store = Store(module.params["root"], dry_run=module.check_mode)
+        wanted = [Wanted(**entry) for entry in module.params["artifacts"]]
+        answer = keep(store, wanted, module.params["owner"])
+        module.exit_json(
+            changed=answer.changed,
+            missing=answer.missing,
+            partial=answer.partial,
+            damaged=answer.damaged,
+            made=answer.paths,
+            artifacts=answer.artifacts,
+            hashed_bytes=store.hashed_bytes,
+            blobs=store.adopted,
+            receive={
+                "path": str(store.partial),
+                "free_bytes": free_bytes(store.partial),
+                "rsync": shutil.which("rsync") or "",
+            },
+        )
+
+
+if __name__ == "__main__":
+    main()
