@@ -1,0 +1,247 @@
+#!/usr/bin/python
+# Copyright: airgap.xinference engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Write a bundle: an OCI image layout that holds exactly the models and files asked for."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: xinference_bundle
+short_description: Write the bundle that is carried to an air-gapped site
+version_added: "0.1.0"
+description:
+  - Makes the directory O(path) an L(OCI image layout, https://github.com/opencontainers/image-spec) that holds exactly
+    the models and files asked for. Artifacts that are no longer asked for are removed from it.
+  - A model directory becomes a CNCF ModelPack manifest with one raw blob a file. Other files become an artifact as ORAS
+    writes it. Files are hard links of their sources where the file system allows, otherwise copies.
+  - The same input gives the same digests, on any machine. A second run reads nothing that has not changed, which is
+    known from size, modification time and inode of every file.
+  - Refuses, before anything is written and with every problem in one message, symbolic links that leave a directory,
+    devices, empty directories, unsafe names, and too little disk.
+options:
+  path:
+    description: Directory of the bundle. It is made when it does not exist; a directory with other content is refused.
+    type: path
+    required: true
+  models:
+    description: Models to put in, as C(models/<name>).
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: Name of the model in the bundle and of its directory on the hosts.
+        type: str
+        required: true
+      path:
+        description: Directory of the model's files, or the one file that is the model.
+        type: path
+        required: true
+      source:
+        description: Where the model comes from. Recorded in the bundle, so it must not be a path of this machine.
+        type: str
+      revision:
+        description: Revision of the source. Recorded in the bundle.
+        type: str
+  files:
+    description: Other things to put in, as C(<kind>/<name>).
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      kind:
+        description: Kind of the artifact, for example V(wheels) or V(tools).
+        type: str
+        required: true
+      name:
+        description: Name of the artifact among its kind.
+        type: str
+        required: true
+      path:
+        description: Directory whose files are put in, or one file.
+        type: path
+        required: true
+      annotations:
+        description: Facts about the files that belong to the artifact. Values must not differ from build to build.
+        type: dict
+        default: {}
+  cache_dir:
+    description:
+      - Directory of what is remembered about files between runs. It is not part of the bundle.
+      - Defaults to O(path) with C(.cache) appended.
+    type: path
+extends_documentation_fragment:
+  - airgap.xinference.attributes
+attributes:
+  check_mode:
+    support: full
+    details: Nothing is hashed in check mode, so a file that is new or was touched counts as a change.
+  diff_mode:
+    support: full
+  idempotent:
+    support: full
+seealso:
+  - module: airgap.xinference.xinference_bundle_info
+  - module: airgap.xinference.modelscope_snapshot
+author:
+  - airgap.xinference engineers (@airgap)
+"""
+
+EXAMPLES = r"""
+- name: Put two models and a wheelhouse into the bundle
+  airgap.xinference.xinference_bundle:
+    path: /srv/bundle
+    models:
+      - name: bge-m3
+        path: /srv/models/bge-m3
+      - name: Qwen2.5-7B-Instruct
+        path: /srv/bundle.cache/modelscope/Qwen2.5-7B-Instruct
+        source: modelscope:Qwen/Qwen2.5-7B-Instruct
+        revision: a09a35458c702b33eeacc393d103063234e8bc28
+    files:
+      - kind: wheels
+        name: server
+        path: /srv/wheels
+        annotations:
+          io.airgap.xinference.python: cp311
+"""
+
+RETURN = r"""
+path:
+  description: The bundle.
+  returned: success
+  type: str
+  sample: /srv/bundle
+artifacts:
+  description: What is in the bundle, in the order asked for.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    kind:
+      description: Kind of the artifact.
+      type: str
+      sample: models
+    name:
+      description: Name of the artifact.
+      type: str
+      sample: bge-m3
+    revision:
+      description: Revision of its source; empty when the source has none.
+      type: str
+    files:
+      description: Number of files.
+      type: int
+      sample: 13
+    size:
+      description: Bytes of all files together.
+      type: int
+      sample: 91618861
+    size_text:
+      description: The same for people.
+      type: str
+      sample: 87.4 MiB
+    digest:
+      description: Digest of its manifest. Empty in check mode when files would have to be hashed to know it.
+      type: str
+hashed_bytes:
+  description: Bytes that had to be read and hashed.
+  returned: success
+  type: int
+linked_bytes:
+  description: Bytes that came in as hard links.
+  returned: success
+  type: int
+copied_bytes:
+  description: Bytes that were copied.
+  returned: success
+  type: int
+dropped_bytes:
+  description: Bytes of blobs that were removed because no artifact uses them any more.
+  returned: success
+  type: int
+problems:
+  description: Everything that is wrong.
+  returned: failure
+  type: list
+  elements: str
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.airgap.xinference.plugins.module_utils._ansible import failing
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.ingest import Outcome, Request, write_bundle
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import BundleError
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.manifest import REVISION, SOURCE
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.sizes import size_text
+
+
+def main() -> None:
+    """Entry point."""
+    model_spec = {
+        "name": {"type": "str", "required": True},
+        "path": {"type": "path", "required": True},
+        "source": {"type": "str"},
+        "revision": {"type": "str"},
+    }
+    files_spec = {
+        "kind": {"type": "str", "required": True},
+        "name": {"type": "str", "required": True},
+        "path": {"type": "path", "required": True},
+        "annotations": {"type": "dict", "default": {}},
+    }
+    module = AnsibleModule(
+        argument_spec={
+            "path": {"type": "path", "required": True},
+            "models": {"type": "list", "elements": "dict", "default": [], "options": model_spec},
+            "files": {"type": "list", "elements": "dict", "default": [], "options": files_spec},
+            "cache_dir": {"type": "path"},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    requests = [
+        Request("models", model["name"], model["path"], _model_annotations(model)) for model in params["models"]
+    ]
+    requests += [Request(item["kind"], item["name"], item["path"], item["annotations"]) for item in params["files"]]
+    with failing(module, BundleError):
+        outcome = write_bundle(params["path"], requests, params["cache_dir"], module.check_mode)
+        module.exit_json(path=params["path"], **_result(outcome))
+
+
+def _model_annotations(model: dict) -> dict:
+    """What the manifest of a model says about its origin."""
+    origin = {SOURCE: model["source"], REVISION: model["revision"]}
+    return {key: value for key, value in origin.items() if value}
+
+
+def _result(outcome: Outcome) -> dict:
+    """The module's return values."""
+    return {
+        "changed": outcome.changed,
+        "artifacts": [
+            {
+                "kind": item.kind,
+                "name": item.name,
+                "revision": item.annotations.get(REVISION, ""),
+                "files": item.files,
+                "size": item.size,
+                "size_text": size_text(item.size),
+                "digest": item.digest,
+            }
+            for item in outcome.artifacts
+        ],
+        "hashed_bytes": outcome.hashed_bytes,
+        "linked_bytes": outcome.linked_bytes,
+        "copied_bytes": outcome.copied_bytes,
+        "dropped_bytes": outcome.dropped_bytes,
+        "diff": {
+            "before": "".join(f"{line}\n" for line in outcome.before),
+            "after": "".join(f"{line}\n" for line in outcome.after),
+        },
+    }
+
+
+if __name__ == "__main__":
+    main()
