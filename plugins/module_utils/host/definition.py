@@ -1,0 +1,48 @@
+# Copyright: airgap.xinference engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The files of a release."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any, Dict, Mapping, Sequence
+
+from . import native_ctl, native_run
+from .release import Entry
+
+PRIVATE = 0o400
+PROGRAM = 0o555
+
+
+def files(
+    root: Path, service: Mapping[str, Any], models: Sequence[Any], artifacts: Mapping[str, Any]
+) -> Dict[str, Entry]:
+    """Everything a release of the native backend holds.
+
+    `service` is the definition of the server (`name`, `manager`, `command`, `environment`, `directory`, `host`, `port`,
+    `stop_timeout`), `models` the desired set, `artifacts` what shipping put on the host.
+    """
+    python = shlex.quote(str(service["command"][0]))
+    here = shlex.quote(str(root / "current" / "bin"))
+    control = f'exec {python} -E -s {here}/native_ctl.py --root {shlex.quote(str(root))} "$@"'
+    return {
+        "service.json": Entry(_json(service), PRIVATE),
+        "models.json": Entry(_json(list(models)), PRIVATE),
+        "artifacts.json": Entry(_json(artifacts)),
+        "bin/native_run.py": Entry(_source(native_run)),
+        "bin/native_ctl.py": Entry(_source(native_ctl)),
+        "bin/run": Entry(f'#!/bin/sh\nexec {python} -E -s {here}/native_run.py "$@"\n', PROGRAM),
+        "bin/xinferencectl": Entry(f"#!/bin/sh\n{control}\n", PROGRAM),
+    }
+
+
+def _json(content: Any) -> str:
+    return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _source(module: Any) -> str:
+    """The text of one of our own modules, wherever it was loaded from (a directory, or the archive Ansible sends)."""
+    return str(module.__loader__.get_source(module.__name__))

@@ -1,0 +1,288 @@
+# Copyright: airgap.xinference engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Start, stop and look at the native server of a host, under systemd or supervisord.
+
+The modules use this file as a library, and people as a program: every release has it as ``bin/xinferencectl``. It
+needs nothing but Python's own library and `native_run.py` beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence
+
+if __name__ == "__main__":
+    import native_run
+else:
+    from . import native_run
+
+SOCKET_LIMIT = 100
+"""Bytes a path of a unix socket may have; the kernel ends at 107."""
+UNITS = Path("/etc/systemd/system")
+GRACE = 15.0
+"""Seconds a manager gets beyond the server's own time to stop."""
+
+
+class ServiceError(Exception):
+    """A service that cannot be started, stopped or read."""
+
+
+@dataclass(frozen=True)
+class State:
+    """The server of a host as it runs now; `digest` says from which definition it was started."""
+
+    active: bool
+    pid: Optional[int] = None
+    release: Optional[str] = None
+    digest: Optional[str] = None
+    started: Optional[float] = None
+
+
+class Native:
+    """The native server under a root directory that has a release in force."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        try:
+            text = (root / native_run.SERVICE).read_text(encoding="utf-8")
+        except OSError as error:
+            raise ServiceError(
+                f"There is no release in force under {root}: {error}; run playbooks/serve.yml"
+            ) from error
+        self.service: Dict[str, Any] = json.loads(text)
+        self.name = str(self.service["name"])
+        self.systemd = use_systemd(str(self.service["manager"]))
+        self.patience = float(self.service["stop_timeout"]) + GRACE
+        self.pidfile = root / "run" / "supervisord.pid"
+        self.config = root / "run" / "supervisord.conf"
+
+    @property
+    def manager(self) -> str:
+        return "systemd" if self.systemd else "supervisord"
+
+    @property
+    def digest(self) -> str:
+        """What a server started now would be; it differs from the digest of a running one that has to be restarted."""
+        return native_run.digest(self.root)
+
+    def state(self) -> State:
+        """The running server; one whose starting program is gone does not count."""
+        known = self._read(native_run.STATE)
+        family = set(native_run.family(self.root))
+        if known.get("pid") not in family or not self._supervised():
+            return State(active=False)
+        return State(True, known["pid"], known["release"], known["digest"], known["started"])
+
+    def last_exit(self) -> Dict[str, Any]:
+        """How the last server ended: `code`, `lived` (seconds), `ended` (time), `asked`; empty when none did."""
+        return self._read(native_run.LAST_EXIT)
+
+    def start(self) -> None:
+        """Start the server under its manager and return at once; raises ServiceError."""
+        for name in ("run", "logs", "home"):
+            (self.root / name).mkdir(mode=0o700 if name == "run" else 0o750, parents=True, exist_ok=True)
+        if self.systemd:
+            unit = UNITS / f"{self.name}.service"
+            if not unit.exists() or unit.read_text(encoding="utf-8") != self.unit():
+                # Reload only for a changed unit: a reload can take the GPUs away from running containers.
+                unit.write_text(self.unit(), encoding="utf-8")
+                self._call(["systemctl", "daemon-reload"])
+            self._call(["systemctl", "enable", "--quiet", self.name])
+            self._call(["systemctl", "restart", self.name])
+            return
+        if self._supervisor_pid():
+            raise ServiceError(f"{self.name} is under supervisord already; stop it first")
+        self.config.write_text(self.supervisor_config(), encoding="utf-8")
+        self._call([self.python, "-m", "supervisor.supervisord", "-c", str(self.config)])
+
+    def stop(self) -> bool:
+        """Stop the server and everything that belongs to it; returns whether anything was running."""
+        found = self.managed
+        if self._unit_active():
+            self._call(["systemctl", "disable", "--quiet", "--now", self.name])
+        pid = self._supervisor_pid()
+        if pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+            deadline = time.monotonic() + self.patience
+            while self._supervisor_pid() and time.monotonic() < deadline:
+                time.sleep(0.1)
+            if self._supervisor_pid():
+                os.kill(pid, signal.SIGKILL)
+        return bool(native_run.sweep(self.root)) or found
+
+    @property
+    def managed(self) -> bool:
+        """Whether a manager looks after the server, even one that waits to start it again."""
+        return self._supervisor_pid() is not None or self._unit_active()
+
+    def logs(self, lines: int) -> str:
+        """The end of what the server printed."""
+        if self.systemd:
+            command = ["journalctl", "--unit", self.name, "--lines", str(lines), "--no-pager", "--output", "cat"]
+            return subprocess.run(command, stdout=subprocess.PIPE, check=False).stdout.decode(errors="replace")
+        return tail(self.root / "logs" / "server.log", lines)
+
+    @property
+    def python(self) -> str:
+        return str(self.service["command"][0])
+
+    @property
+    def command(self) -> List[str]:
+        """What the manager runs; the same for every release."""
+        return [str(self.root / "current" / "bin" / "run"), str(self.root)]
+
+    def unit(self) -> str:
+        """The systemd unit."""
+        quoted = " ".join('"' + part.replace("%", "%%").replace("$", "$$") + '"' for part in self.command)
+        return f"""# Written by airgap.xinference; changes are lost.
+[Unit]
+Description=Xinference server under {self.root}
+After=network.target
+StartLimitIntervalSec=0
+
+[Service]
+ExecStart={quoted}
+Restart=always
+RestartSec=5
+KillMode=mixed
+TimeoutStopSec={int(self.patience)}
+LimitNOFILE=1048576
+UMask=0027
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+    def supervisor_config(self) -> str:
+        """The configuration of supervisord, which knows this one program."""
+        root = str(self.root).replace("%", "%%")
+        command = " ".join('"' + part.replace("%", "%%") + '"' for part in self.command)
+        socket = f"{root}/run/supervisor.sock"
+        remote = f"""
+[unix_http_server]
+file={socket}
+chmod=0700
+
+[rpcinterface:supervisor]
+supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
+
+[supervisorctl]
+serverurl=unix://{socket}
+"""
+        user = "user=root\n" if os.geteuid() == 0 else ""
+        return f"""; Written by airgap.xinference at every start; changes are lost.
+[supervisord]
+pidfile={root}/run/supervisord.pid
+logfile={root}/logs/supervisord.log
+logfile_maxbytes=5MB
+logfile_backups=2
+childlogdir={root}/run
+directory={root}
+umask=027
+{user}{remote if len(os.fsencode(socket)) <= SOCKET_LIMIT else ""}
+[program:{self.name}]
+command={command}
+autorestart=true
+startsecs=5
+startretries=1000000
+stopwaitsecs={int(self.patience)}
+redirect_stderr=true
+stdout_logfile={root}/logs/server.log
+stdout_logfile_maxbytes=50MB
+stdout_logfile_backups=5
+"""
+
+    def _supervised(self) -> bool:
+        """Whether the program that started the server lives, so that a server that dies is started again."""
+        try:
+            return b"native_run" in Path(f"/proc/{self._read(native_run.STATE)['runner']}/cmdline").read_bytes()
+        except (OSError, KeyError):
+            return False
+
+    def _unit_active(self) -> bool:
+        """Whether our systemd unit runs or waits to run again."""
+        if not (UNITS / f"{self.name}.service").exists() or not use_systemd("auto"):
+            return False
+        shown = ["systemctl", "show", "--property=ActiveState", "--value", self.name]
+        state = subprocess.run(shown, stdout=subprocess.PIPE, check=False).stdout.decode().strip()
+        return state in ("active", "activating", "deactivating", "reloading")
+
+    def _supervisor_pid(self) -> Optional[int]:
+        """The process id of our supervisord, None when it does not run."""
+        try:
+            pid = int(self.pidfile.read_text(encoding="utf-8"))
+            mine = os.fsencode(str(self.config)) in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except (OSError, ValueError):
+            return None
+        return pid if mine else None
+
+    def _read(self, name: str) -> Dict[str, Any]:
+        try:
+            content = json.loads((self.root / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def _call(self, command: Sequence[str]) -> None:
+        """Run a program of the manager with a clean environment."""
+        environment = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(self.root / "home"), "LANG": "C.UTF-8"}
+        environment["PYTHONPATH"] = str(self.root / "lib" / "python")
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+        if done.returncode:
+            output = done.stdout.decode(errors="replace").strip()
+            raise ServiceError(f"`{' '.join(command)}` ended with code {done.returncode}: {output}")
+
+
+def use_systemd(manager: str) -> bool:
+    """Whether systemd looks after the server: as told, or (`auto`) where we are root and it runs the host."""
+    return manager == "systemd" or (manager == "auto" and os.geteuid() == 0 and Path("/run/systemd/system").is_dir())
+
+
+def tail(path: Path, lines: int, limit: int = 65536) -> str:
+    """The last lines of a file, of its last `limit` bytes at most; nothing when it is not there."""
+    try:
+        with path.open("rb") as handle:
+            handle.seek(max(0, path.stat().st_size - limit))
+            return "\n".join(handle.read().decode(errors="replace").splitlines()[-lines:])
+    except OSError:
+        return ""
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """The program; returns its exit code (status: 0 running, 3 not)."""
+    parser = argparse.ArgumentParser(prog="xinferencectl", description="The Xinference server of this directory.")
+    parser.add_argument("--root", type=Path, required=True, help=argparse.SUPPRESS)
+    parser.add_argument("verb", choices=["start", "stop", "restart", "status", "logs"])
+    parser.add_argument("-n", "--lines", type=int, default=100, help="how many lines of the log")
+    options = parser.parse_args(arguments)
+    try:
+        native = Native(options.root)
+        if options.verb == "logs":
+            print(native.logs(options.lines))
+            return 0
+        if options.verb in ("stop", "restart"):
+            native.stop()
+        if options.verb == "restart" or (options.verb == "start" and not native.managed):
+            native.start()
+    except ServiceError as error:
+        print(error, file=sys.stderr)
+        return 1
+    state = native.state()
+    if options.verb == "status":
+        print(f"running, process {state.pid}, release {state.release}" if state.active else "not running")
+    return 0 if state.active or options.verb != "status" else 3
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+# Copyright: airgap.xinference engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Run the server of a host as its release says, until told to stop. systemd or supervisord starts this program.
+
+It stands between them and the server for two reasons. The server gets exactly the environment of the release, nothing
+of whoever started the service. And when a server dies, its workers live on, keep their memory (and their GPU's) and
+listen on; so everything that an earlier server left is ended before a new one starts, and when the server ends.
+
+Usage: native_run.py ROOT. Part of every release and needs nothing but Python's own library.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Dict, Iterator, List
+
+SERVICE = "current/service.json"
+RUNNER = "current/bin/native_run.py"
+STATE = "run/server.json"
+LAST_EXIT = "run/exit.json"
+MARK = "XINFERENCE_SITE_ROOT"
+"""Variable in the environment of every process of the server; its value is the root directory."""
+KILL_WAIT = 10.0
+
+
+def digest(root: Path) -> str:
+    """A hash of all that makes a running server what it is: its definition and this program."""
+    together = hashlib.sha256()
+    for name in (SERVICE, RUNNER):
+        together.update((root / name).read_bytes() + b"\0")
+    return together.hexdigest()
+
+
+def family(root: Path) -> Iterator[int]:
+    """The processes that belong to the server of `root`, whoever their parent is now."""
+    mark = f"{MARK}={root}".encode()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                if mark in (entry / "environ").read_bytes().split(b"\0"):
+                    yield int(entry.name)
+
+
+def sweep(root: Path) -> List[int]:
+    """End every process of the server of `root` and wait until they are gone; returns those that were there."""
+    ended: List[int] = []
+    deadline = time.monotonic() + KILL_WAIT
+    while time.monotonic() < deadline:
+        there = list(family(root))
+        if not there:
+            break
+        for pid in there:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        ended += [pid for pid in there if pid not in ended]
+        time.sleep(0.05)
+    return ended
+
+
+def write(path: Path, content: Dict[str, Any]) -> None:
+    """Replace a small JSON file at once."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    os.replace(str(new), str(path))
+
+
+def run(root: Path) -> int:
+    """Start the server, wait for its end or a signal to stop, and clean up; returns the code to exit with."""
+    service = json.loads((root / SERVICE).read_text(encoding="utf-8"))
+    state = {"release": Path(os.readlink(str(root / "current"))).name, "digest": digest(root), "runner": os.getpid()}
+    left = sweep(root)
+    if left:
+        print(f"Ended {len(left)} processes that an earlier server left behind", flush=True)
+    stopping: List[int] = []
+
+    def stop(number: int, _frame: Any) -> None:
+        stopping.append(number)
+        with contextlib.suppress(ProcessLookupError):
+            server.send_signal(signal.SIGTERM)
+
+    environment = {**service["environment"], MARK: str(root)}
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    server = subprocess.Popen(
+        service["command"], env=environment, cwd=service["directory"], stdin=subprocess.DEVNULL, preexec_fn=_unblock
+    )
+    started = time.time()
+    write(root / STATE, {**state, "pid": server.pid, "started": started})
+    for number in STOP_SIGNALS:
+        signal.signal(number, stop)
+    _unblock()
+    code = _wait(server, stopping, float(service["stop_timeout"]))
+    sweep(root)
+    lived = round(time.time() - started, 1)
+    write(root / LAST_EXIT, {**state, "code": code, "lived": lived, "ended": time.time(), "asked": bool(stopping)})
+    with contextlib.suppress(FileNotFoundError):
+        (root / STATE).unlink()
+    print(f"The server ended with code {code} after {lived} s", flush=True)
+    return 0 if stopping else 1
+
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def _unblock() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
+def _wait(server: subprocess.Popen[bytes], stopping: List[int], patience: float) -> int:
+    """Wait for the server's end; one that was told to stop is killed when it takes longer than `patience` seconds."""
+    deadline = None
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return server.wait(0.5)
+        if stopping and deadline is None:
+            deadline = time.monotonic() + patience
+        if deadline is not None and time.monotonic() > deadline:
+            server.kill()
+
+
+if __name__ == "__main__":
+    sys.exit(run(Path(sys.argv[1])))

@@ -1,0 +1,121 @@
+# Copyright: airgap.xinference engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Releases: immutable directories that say what a host serves.
+
+::
+
+    <root>/releases/<id>/   files; the id is a hash of their names, modes and contents
+    <root>/current          symbolic link to the release in force
+
+A release never changes; another content is another release. Switching is one rename.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, List, Mapping, Optional
+
+RELEASES = "releases"
+CURRENT = "current"
+ID_LENGTH = 12
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of a release."""
+
+    text: str
+    mode: int = 0o444
+
+
+Files = Mapping[str, Entry]
+"""The files of a release by their path in it."""
+
+
+def identity(files: Files) -> str:
+    """The id of the release that has exactly these files."""
+    listing = [[path, entry.mode, entry.text] for path, entry in sorted(files.items())]
+    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:ID_LENGTH]
+
+
+def current(root: Path) -> Optional[str]:
+    """The id of the release in force, None when there is none."""
+    try:
+        return Path(os.readlink(str(root / CURRENT))).name
+    except OSError:
+        return None
+
+
+def whole(root: Path, files: Files) -> bool:
+    """Whether the release with these files stands on disk, complete and unchanged."""
+    directory = root / RELEASES / identity(files)
+    return read(directory) == {path: entry.text for path, entry in files.items()}
+
+
+def make(root: Path, files: Files) -> bool:
+    """Write the release with these files unless it stands; returns whether it had to be written.
+
+    It appears with one rename, so that an interruption leaves no half release. One that somebody changed is replaced.
+    """
+    if whole(root, files):
+        return False
+    directory = root / RELEASES / identity(files)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=str(directory.parent)))
+    try:
+        scratch.chmod(0o755)
+        for name, entry in files.items():
+            path = scratch / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(mode=0o600)
+            path.write_text(entry.text, encoding="utf-8")
+            path.chmod(entry.mode)
+        if directory.exists():
+            os.replace(str(directory), str(Path(tempfile.mkdtemp(prefix=".old-", dir=str(directory.parent)), "old")))
+        os.replace(str(scratch), str(directory))
+    finally:
+        for leftover in [scratch, *directory.parent.glob(".old-*")]:
+            shutil.rmtree(leftover, ignore_errors=True)
+    return True
+
+
+def switch(root: Path, release: str) -> bool:
+    """Put a release in force; returns whether another one (or none) was."""
+    if current(root) == release:
+        return False
+    link = root / f".{CURRENT}-{os.getpid()}"
+    if link.is_symlink():
+        link.unlink()
+    link.symlink_to(Path(RELEASES, release))
+    os.replace(str(link), str(root / CURRENT))
+    return True
+
+
+def read(directory: Path) -> Dict[str, str]:
+    """The texts of a release by path; nothing when it is not there."""
+    texts = {}
+    for path in sorted(directory.rglob("*")) if directory.is_dir() else []:
+        if path.is_file():
+            texts[str(path.relative_to(directory))] = path.read_text(encoding="utf-8", errors="replace")
+    return texts
+
+
+SECRET = re.compile(r'("[^"]*(?:TOKEN|SECRET|PASSWORD|KEY)[^"]*": )"[^"]*"')
+
+
+def difference(before: Mapping[str, str], after: Mapping[str, str]) -> List[Dict[str, str]]:
+    """What changes from one release to another, file by file, as Ansible's diff; values of secrets are left out."""
+    changes = []
+    for path in sorted({*before, *after}):
+        if before.get(path) != after.get(path):
+            shown = [SECRET.sub(r'\1"(hidden)"', texts.get(path, "")) for texts in (before, after)]
+            changes.append({"before_header": path, "after_header": path, "before": shown[0], "after": shown[1]})
+    return changes
