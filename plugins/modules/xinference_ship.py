@@ -1,0 +1,118 @@
+# Copyright: airgap.xinference engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Documentation of the action plugin of the same name."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: xinference_ship
+short_description: Ship what a host needs from the bundle on the controller
+version_added: "0.1.0"
+author:
+  - airgap.xinference engineers (@airgap)
+description:
+  - Sends the blobs the host lacks, over whatever connection Ansible has to it, and has the host verify them by SHA-256
+    before they get their names. What the host has already is neither sent nor read, on either side.
+  - Uses rsync through the connection's own SSH where both sides have it, otherwise the connection plugin, with small
+    files sent together.
+  - A run that was cut goes on where it stopped when it is run again.
+  - The bundle is verified on the controller first, once for all hosts. A damaged blob is refused and named.
+extends_documentation_fragment:
+  - airgap.xinference.attributes
+attributes:
+  check_mode:
+    support: full
+    details:
+      - Reports what would be sent. An artifact whose manifest the host does not have yet counts in full, although the
+        host may have some of its blobs.
+  diff_mode:
+    support: full
+  idempotent:
+    support: full
+options:
+  bundle:
+    description:
+      - The directory of the bundle on the controller. A relative path counts from where Ansible was started.
+      - It may be on read-only media.
+    type: str
+    required: true
+  root:
+    description: The root directory on the host.
+    type: str
+    required: true
+  models:
+    description:
+      - The model entries of the host, as in its inventory. Only their C(source) and C(enabled) are used here.
+      - Models of the bundle that the host has no entry for are not sent.
+    type: list
+    elements: dict
+    default: []
+  backend:
+    description:
+      - How the host serves. With V(native) the wheelhouse of the server is sent too.
+    type: str
+    choices: [docker, native]
+    default: native
+  cache_dir:
+    description:
+      - The directory on the controller for the stamps that make a second verification of the bundle needless.
+      - The default is beside the bundle, or a directory below C(~/.cache) when nothing can be written there.
+    type: str
+"""
+
+EXAMPLES = r"""
+- name: Ship the models of this host
+  airgap.xinference.xinference_ship:
+    bundle: /media/usb/bundle
+    root: /opt/xinference
+    models:
+      - model_uid: bge-m3
+        model_name: bge-m3
+        model_type: embedding
+        source:
+          modelscope: BAAI/bge-m3
+  register: shipped
+"""
+
+RETURN = r"""
+sent_bytes:
+  description: Bytes of blobs that were sent.
+  returned: success
+  type: int
+  sample: 93323264
+skipped_bytes:
+  description: Bytes of wanted blobs that were there already.
+  returned: success
+  type: int
+  sample: 0
+hashed_bytes:
+  description: Bytes that were read to verify them, on the controller and on the host together.
+  returned: success
+  type: int
+  sample: 186646528
+blobs:
+  description: Blobs that the host verified and took in.
+  returned: success
+  type: int
+  sample: 14
+seconds:
+  description: Duration.
+  returned: success
+  type: float
+  sample: 1.9
+transports:
+  description: How the blobs were sent, C(rsync), C(put_file), or both when the first one failed.
+  returned: success, and not in check mode
+  type: list
+  elements: str
+  sample: [rsync]
+artifacts:
+  description: The content of C(<root>/state/artifacts.json), empty in check mode when something is missing.
+  returned: success
+  type: dict
+  sample:
+    models:
+      bge-m3:
+        path: /opt/xinference/models/bge-m3/6a1e2b0f7c5d
+"""

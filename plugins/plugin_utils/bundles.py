@@ -1,0 +1,95 @@
+# Copyright: airgap.xinference engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The bundle as the controller sees it: opened, what one host needs of it, and verified once however many hosts ask."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from pathlib import Path
+from typing import Any, Callable, Iterable, Mapping, NamedTuple
+
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.digest import Stamps
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import (
+    Artifact,
+    Bundle,
+    Damaged,
+    cache_dir,
+    verify,
+)
+from ansible_collections.airgap.xinference.plugins.module_utils.server.spec import source_name
+
+from .progress import Progress
+
+LIBRARIES = ("wheels", "host")
+WHEELHOUSE = ("wheels", "server")
+ALWAYS = {"native": (LIBRARIES, WHEELHOUSE), "docker": (LIBRARIES,)}
+"""What a host needs beside its models, by backend."""
+OFF = ("false", "no", "off", "n", "f", "0")
+
+
+class Selection(NamedTuple):
+    """The artifacts one host needs, and the references of those the bundle does not have."""
+
+    artifacts: list[Artifact]
+    absent: list[str]
+
+
+def bundle_path(value: str) -> Path:
+    """The bundle's directory as an absolute path; a relative one counts from where ansible was started."""
+    return Path(os.path.abspath(os.path.expanduser(value)))  # noqa: PTH100, PTH111
+
+
+def wanted_models(entries: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Names in the bundle of the models of an inventory, each once; none for entries switched off or without source."""
+    entries = [entry for entry in entries if isinstance(entry, Mapping)]
+    on = [entry for entry in entries if str(entry.get("enabled", True)).lower() not in OFF]
+    names = [source_name(entry) for entry in on]
+    return list(dict.fromkeys(name for name in names if name))
+
+
+def select(bundle: Bundle, entries: Iterable[Mapping[str, Any]], backend: str) -> Selection:
+    """What a host with these model entries needs of a bundle."""
+    references = [*ALWAYS[backend], *(("models", name) for name in wanted_models(entries))]
+    artifacts, absent = [], []
+    for kind, name in references:
+        artifact = bundle.find(kind, name)
+        if artifact is None:
+            absent.append(f"{kind}/{name}")
+        else:
+            artifacts.append(artifact)
+    return Selection(artifacts, absent)
+
+
+def verified(
+    bundle: Bundle, artifacts: list[Artifact], cache: str | None, say: Callable[[str], None]
+) -> tuple[list[Damaged], int]:
+    """Hash those blobs of `artifacts` that no stamp vouches for; what is damaged, and the bytes that were read.
+
+    Ansible asks for every host in a process of its own. The first one holds a lock while it reads, the others wait and
+    find its stamps.
+    """
+    place = _stamps_place(bundle, cache)
+    part = Bundle(bundle.root, artifacts)
+    with (place / "verify.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        stamps = Stamps(place / "stamps.json")
+        unknown = [size for digest, size in part.blobs.items() if not stamps.vouches(bundle.blob_path(digest))]
+        progress = Progress(f"verifying {bundle.root}", sum(unknown), say)
+        return verify(part, stamps, progress.add), stamps.hashed_bytes
+
+
+def _stamps_place(bundle: Bundle, cache: str | None) -> Path:
+    """A directory for the stamps that can be written: beside the bundle, or the user's cache for read-only media."""
+    own = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "airgap.xinference"
+    name = hashlib.sha256(os.fsencode(bundle.root)).hexdigest()[:16]
+    for place in (Path(cache).expanduser() if cache else cache_dir(bundle.root), own / name):
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            continue
+        if os.access(place, os.W_OK):
+            return place
+    raise OSError(f"no directory for the stamps of {bundle.root} can be written; set cache_dir")

@@ -1,0 +1,174 @@
+# Copyright: airgap.xinference engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Shipping one host: ask what is missing, send it, ask again, until the host has and has verified everything.
+
+The host is the only one who knows what arrived, so there is no state here to lose: a transfer that broke off, a file
+that was damaged on the way and a first run are all the same loop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Callable
+
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import Artifact, Bundle
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.sizes import size_text
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.transfer import transfer_plan, travelling
+
+from .progress import Progress, duration_text
+from .transport import Transport, TransportError
+
+Answer = dict[str, Any]
+"""What the module xinference_store returned."""
+
+ROUNDS = 12
+"""Questions asked at most. Three are needed: manifests, blobs, done; each loss on the way costs one more."""
+
+
+class ShippingError(Exception):
+    """A host that cannot be shipped to; the message says what was wanted, what was found and what to do."""
+
+
+@dataclass
+class Shipment:
+    """What was sent to one host, sizes in bytes; `first` and `answer` are the host's first and last answer."""
+
+    first: Answer
+    answer: Answer
+    sent_bytes: int = 0
+    hashed_bytes: int = 0
+    blobs: int = 0
+    changed: bool = False
+    transports: list[str] = field(default_factory=list)
+
+
+def missing_blobs(artifacts: list[Artifact], answer: Answer) -> dict[str, int]:
+    """Digests and sizes of the blobs that are known to be missing, and of all that an unknown manifest may bring."""
+    missing: dict[str, int] = {}
+    for artifact in artifacts:
+        unknown = artifact.digest in answer["missing"]
+        for blob in artifact.blobs:
+            if unknown or blob.digest in answer["missing"]:
+                missing[blob.digest] = blob.size
+    return missing
+
+
+def ship(
+    artifacts: list[Artifact],
+    ask: Callable[[], Answer],
+    connect: Callable[[Answer], list[Transport]],
+    label: str,
+    say: Callable[[str], None],
+) -> Shipment:
+    """Send `artifacts` until the host misses nothing.
+
+    `ask` runs the store module, `connect` offers transports, best first: one that fails without moving a byte gives
+    way to the next. Raises ShippingError when nothing moves any more, when a blob arrives damaged twice, or when the
+    disk of the host is too small.
+    """
+    first = ask()
+    shipment = Shipment(first, first)
+    _count(shipment, first)
+    transports: list[Transport] = []
+    damaged: set[str] = set()
+    failure: TransportError | None = None
+    left: int | None = None
+    for _round in range(ROUNDS):
+        answer = shipment.answer
+        if not answer["missing"]:
+            return shipment
+        _refuse_twice_damaged(answer, damaged)
+        _refuse_small_disk(answer, missing_blobs(artifacts, answer) if left is None else answer["missing"])
+        steps = travelling(transfer_plan(answer["missing"], (), answer["partial"]))
+        travels = sum(step.travels for step in steps)
+        if failure is not None and left is not None and travels >= left:
+            transports.pop(0)
+            if not transports:
+                raise ShippingError(f"{failure}. Nothing more arrived; what did stays there for the next run.")
+            say(f"{label}: {failure}; going on with {transports[0].name}")
+        transports = transports or connect(answer)
+        progress = Progress(label, travels, say)
+        failure = None
+        try:
+            transports[0].send(steps, progress)
+        except TransportError as error:
+            failure = error
+        if travels and transports[0].name not in shipment.transports:
+            shipment.transports.append(transports[0].name)
+        shipment.answer = ask()
+        _count(shipment, shipment.answer)
+        left = travels
+        shipment.sent_bytes += travels - (_still_missing(steps, shipment.answer) if failure else 0)
+    raise ShippingError(f"Still missing after {ROUNDS} attempts: {_some(shipment.answer['missing'])}.")
+
+
+def summary(shipment: Shipment, total: int, seconds: float) -> str:
+    """One line of totals."""
+    if not shipment.changed:
+        return f"{size_text(total)} are there already; nothing was sent or read"
+    rate = f" ({size_text(shipment.sent_bytes / seconds)}/s)" if seconds > 0 and shipment.sent_bytes else ""
+    way = f" by {' and '.join(shipment.transports)}" if shipment.transports else ""
+    return (
+        f"{shipment.blobs} blobs: {size_text(shipment.sent_bytes)} sent{way} in {duration_text(seconds)}{rate}, "
+        f"{size_text(max(0, total - shipment.sent_bytes))} were there already"
+    )
+
+
+def _count(shipment: Shipment, answer: Answer) -> None:
+    shipment.hashed_bytes += answer["hashed_bytes"]
+    shipment.blobs += answer["blobs"]
+    shipment.changed = shipment.changed or answer["changed"]
+
+
+def _still_missing(steps: list[Any], answer: Answer) -> int:
+    """Bytes of a broken transfer that did not arrive."""
+    return sum(
+        max(0, step.size - answer["partial"].get(step.digest, 0)) for step in steps if step.digest in answer["missing"]
+    )
+
+
+def _refuse_twice_damaged(answer: Answer, before: set[str]) -> None:
+    again = {
+        digest: why for digest, why in answer["damaged"].items() if digest in before and digest in answer["missing"]
+    }
+    if again:
+        reasons = "; ".join(f"{digest}: {why}" for digest, why in again.items())
+        raise ShippingError(
+            f"Arrived damaged twice: {reasons}. The bundle was verified, so look at the network, the disk and the "
+            "memory of the host, then run again."
+        )
+    before.update(answer["damaged"])
+
+
+def _refuse_small_disk(answer: Answer, missing: dict[str, int]) -> None:
+    needed = sum(missing.values()) - sum(answer["partial"].values())
+    free = answer["receive"]["free_bytes"]
+    if needed > free:
+        raise ShippingError(
+            f"Not enough disk for {answer['receive']['path']}: {size_text(needed)} are needed, {size_text(free)} are "
+            "free. Free some, or choose another root directory; nothing was sent."
+        )
+
+
+def _some(digests: dict[str, int]) -> str:
+    shown = sorted(digests)[:3]
+    return ", ".join(shown) + (f" and {len(digests) - 3} more" if len(digests) > 3 else "")
+
+
+def describe(bundle: Bundle, artifacts: list[Artifact], answer: Answer, root: str) -> dict[str, str]:
+    """Before and after for diff mode: one line for each artifact, and the directories that are made again."""
+    before, after = [], []
+    for artifact in artifacts:
+        missing = missing_blobs([artifact], answer)
+        have = sum(blob.size for blob in artifact.blobs if blob.digest not in missing)
+        total = sum(blob.size for blob in artifact.blobs)
+        before.append(f"{artifact.reference} {artifact.digest[:19]} {size_text(have)} of {size_text(total)}")
+        after.append(f"{artifact.reference} {artifact.digest[:19]} {size_text(total)} of {size_text(total)}")
+    after += [f"{path} made" for path in answer["made"]]
+    return {
+        "before_header": f"{root} (host)",
+        "after_header": f"{bundle.root} (bundle)",
+        "before": "\n".join(before) + "\n",
+        "after": "\n".join(after) + "\n",
+    }
