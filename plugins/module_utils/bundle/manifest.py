@@ -33,6 +33,17 @@ VERSION = "org.opencontainers.image.version"
 MODEL_PATH = "org.cncf.model.filepath"
 PATH_ANNOTATIONS = (MODEL_PATH, TITLE)
 
+WHEELS_PYTHON = "airgap.xinference.python"
+"""Annotation of a wheelhouse: tag of the Python it is for, ``cp311``, or ``py3`` when any will do."""
+WHEELS_REQUIRES = "airgap.xinference.python-requires"
+"""Annotation of a wheelhouse for any Python 3: the oldest that will do, ``3.8``."""
+WHEELS_PLATFORM = "airgap.xinference.platform"
+"""Annotation of a wheelhouse: system and processor, ``linux_x86_64``, or ``any``."""
+WHEELS_GLIBC = "airgap.xinference.glibc"
+"""Annotation of a wheelhouse: the oldest C library its wheels run with, ``2.28``; absent when any will do."""
+WHEELS_XINFERENCE = "airgap.xinference.xinference-version"
+"""Annotation of a wheelhouse: the version of Xinference in it."""
+
 EMPTY_CONFIG = b"{}"
 MAX_MANIFEST = 32 * 1024 * 1024
 """Bytes a manifest or the index may have; a model of 50,000 files needs less."""

@@ -1,0 +1,65 @@
+# Copyright: airgap.xinference engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Filter that lists where the models of an inventory come from."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: bundle_sources
+short_description: List where the models of an inventory come from
+version_added: "0.1.0"
+description:
+  - Takes the models of several hosts and returns every source once, with everything that is wrong with them.
+  - A local path is made absolute, and one that does not exist on the controller is a problem.
+positional: _input
+options:
+  _input:
+    description: The list C(xinference_models) of every host, by name of the host.
+    type: dict
+    required: true
+author:
+  - airgap.xinference engineers (@airgap)
+"""
+
+EXAMPLES = r"""
+- name: List the sources of the models of one host
+  ansible.builtin.debug:
+    msg: "{{ {inventory_hostname: xinference_models} | airgap.xinference.bundle_sources }}"
+"""
+
+RETURN = r"""
+_value:
+  description: >-
+    C(sources), a list with C(name), C(wanted_by), and either C(path) or C(modelscope) with C(revision),
+    C(allow_patterns) and C(ignore_patterns); and C(problems), a list of messages.
+  type: dict
+"""
+
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.sources import gather
+
+
+def bundle_sources(models: dict) -> dict:
+    """Sources and problems; relative paths are meant from the directory Ansible was started in."""
+    sources, problems = gather(models)
+    result = []
+    for source in sources:
+        content = dict(source.content)
+        if "path" in content:
+            path = Path(content["path"]).expanduser().absolute()
+            content["path"] = str(path)
+            if not path.exists():
+                problems.append(f"{source.wanted_by[0]}: source.path {path} does not exist on this machine")
+        result.append({"name": source.name, "wanted_by": source.wanted_by, **content})
+    return {"sources": result, "problems": problems}
+
+
+class FilterModule:
+    """The filters of this file."""
+
+    def filters(self) -> dict[str, Any]:
+        """Names and functions."""
+        return {"bundle_sources": bundle_sources}

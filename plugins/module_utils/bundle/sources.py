@@ -1,0 +1,99 @@
+# Copyright: airgap.xinference engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The sources of all models of all hosts, each once. Pure: inventories in, a list and problems out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Mapping
+
+from .manifest import name_problem
+
+PATTERNS = ("allow_patterns", "ignore_patterns")
+FIELDS = ("path", "modelscope", "revision", *PATTERNS, "name")
+DEFAULT_REVISION = "master"
+
+
+@dataclass
+class Source:
+    """Where one model of the bundle comes from, and which models of which hosts want it (``host: uid``)."""
+
+    name: str
+    content: dict[str, Any]
+    wanted_by: list[str] = field(default_factory=list)
+
+
+def gather(models: Mapping[str, Any]) -> tuple[list[Source], list[str]]:
+    """Sources of the enabled models by host, in order of name, and everything that is wrong with them.
+
+    Two models may share a source; two different sources under one name are a problem, because the name becomes a
+    directory on the hosts. Models without a source are left out: they name a path of their own.
+    """
+    found: dict[str, Source] = {}
+    problems: list[str] = []
+    for host, entries in models.items():
+        for number, entry in enumerate(_entries(host, entries, problems), 1):
+            uid = entry.get("model_uid") or entry.get("model_name") or f"entry {number}"
+            where = f"{host}: {uid}"
+            if entry.get("source") is None or entry.get("enabled", True) is False:
+                continue
+            wrong: list[str] = []
+            source = _source(entry["source"], wrong)
+            problems.extend(f"{where}: {problem}" for problem in wrong)
+            if source is None:
+                continue
+            known = found.setdefault(source.name, source)
+            if known.content != source.content:
+                problems.append(
+                    f"{where}: the name {source.name!r} means {_text(source)} here and {_text(known)} for "
+                    f"{known.wanted_by[0]}; give one of them another `source.name`"
+                )
+            known.wanted_by.append(where)
+    return [found[name] for name in sorted(found)], problems
+
+
+def _entries(host: str, entries: Any, problems: list[str]) -> list[Mapping[str, Any]]:
+    """The model entries of a host that are mappings."""
+    if entries is None:
+        return []
+    if not isinstance(entries, (list, tuple)) or not all(isinstance(entry, Mapping) for entry in entries):
+        problems.append(f"{host}: xinference_models is not a list of models")
+        return []
+    return list(entries)
+
+
+def _source(value: Any, wrong: list[str]) -> Source | None:
+    """A source in full, or None and what is wrong with it."""
+    if not isinstance(value, Mapping):
+        wrong.append("source is not a mapping with `path` or `modelscope`")
+        return None
+    unknown = sorted(set(value) - set(FIELDS))
+    if unknown:
+        wrong.append(f"source has unknown fields {', '.join(unknown)}; it can have {', '.join(FIELDS)}")
+    origins = [key for key in ("path", "modelscope") if value.get(key)]
+    if len(origins) != 1:
+        wrong.append("source needs either `path` or `modelscope`")
+        return None
+    origin = str(value[origins[0]]).rstrip("/")
+    name = value.get("name") or origin.rpartition("/")[2]
+    problem = name_problem(name)
+    if problem:
+        wrong.append(f"source: {problem}; set `source.name`")
+    if origins == ["path"]:
+        content: dict[str, Any] = {"path": origin}
+        if unused := sorted(set(value) & {"revision", *PATTERNS}):
+            wrong.append(f"source has {', '.join(unused)}, which a `path` cannot have")
+    else:
+        content = {"modelscope": origin, "revision": str(value.get("revision") or DEFAULT_REVISION)}
+        if origin.count("/") != 1:
+            wrong.append(f"source.modelscope {origin!r} is not organisation/name")
+        for key in PATTERNS:
+            patterns = value.get(key) or []
+            content[key] = [patterns] if isinstance(patterns, str) else list(patterns)
+    return None if wrong else Source(str(name), content)
+
+
+def _text(source: Source) -> str:
+    """A source in a message."""
+    return " ".join(f"{key} {value}" for key, value in source.content.items() if value)
