@@ -1,0 +1,228 @@
+# Copyright: airgap.xinference engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Real Xinference servers for tests: their environments, their processes.
+
+An environment is `<cache>/venvs/<version>-<hash of its requirements>`, made with pip when missing (about 80 s and 2 GB
+each). XINFERENCE_TEST_VENVS may name a directory with ready ones, called after the version.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Mapping, Optional
+
+from ansible_collections.airgap.xinference.plugins.module_utils.server.client import Client, ServerError
+from tiny_models import cache_root
+
+NEW = "4.1.0"
+OLD = "1.8.1"
+HERE = Path(__file__).parent
+START_LIMIT = 120.0
+READY_LIMIT = 90.0
+OFFLINE = {
+    "XINFERENCE_ENABLE_VIRTUAL_ENV": "0",
+    "XINFERENCE_MODEL_SRC": "modelscope",
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "OMP_NUM_THREADS": "2",
+    # Nothing is to come back by itself while a test looks at a failure.
+    "XINFERENCE_MODEL_ACTOR_AUTO_RECOVER_LIMIT": "0",
+}
+
+
+class Missing(Exception):
+    """A server cannot be run here; the text says why."""
+
+
+def environment(version: str) -> Path:
+    """The virtual environment with this version of Xinference, made when it is not there. Raises Missing."""
+    ready = os.environ.get("XINFERENCE_TEST_VENVS")
+    if ready:
+        if not (Path(ready) / version / "bin" / "xinference-local").exists():
+            raise Missing(f"XINFERENCE_TEST_VENVS={ready} has no Xinference {version}")
+        return Path(ready) / version
+    requirements = HERE / f"xinference-{version}.txt"
+    name = f"{version}-{hashlib.sha256(requirements.read_bytes()).hexdigest()[:12]}"
+    target = cache_root() / "venvs" / name
+    if not (target / ".complete").exists():
+        _build(target, requirements)
+    return target
+
+
+def _build(target: Path, requirements: Path) -> None:
+    """Make an environment where it will stay, because its scripts hold its path; `.complete` marks the end."""
+    python = sys.executable if sys.version_info[:2] == (3, 11) else shutil.which("python3.11")
+    if not python:
+        raise Missing("Python 3.11 is needed for a real Xinference and is not on PATH")
+    shutil.rmtree(target, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    print(f"Installing {requirements.stem} into {target} ...", file=sys.stderr, flush=True)
+    pip = [str(target / "bin" / "python"), "-m", "pip"]
+    try:
+        subprocess.run([python, "-m", "venv", str(target)], check=True)
+        subprocess.run([*pip, "install", "--quiet", "--requirement", str(requirements)], check=True)
+        # It comes as a CUDA build, and beside a CPU torch it breaks `import transformers`.
+        subprocess.run([*pip, "uninstall", "--quiet", "--yes", "torchvision"], check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise Missing(f"{requirements.name} cannot be installed: {error}") from error
+    binary = next(target.glob("lib/python3*/site-packages/imageio_ffmpeg/binaries/ffmpeg-*"))
+    (target / "bin" / "ffmpeg").symlink_to(binary)
+    (target / ".complete").touch()
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Server:
+    """A running server. `home` holds everything it writes and is removed by `stop`."""
+
+    version: str
+    endpoint: str
+    home: Path
+    auth: bool
+    process: subprocess.Popen[bytes] = field(repr=False)
+
+    @property
+    def log(self) -> str:
+        """All that it has printed."""
+        return (self.home / "log").read_text(errors="replace")
+
+    def client(self, **options: Any) -> Client:
+        """A client without credentials, unless `options` give some."""
+        return Client(self.endpoint, **{"timeout": 60.0, **options})
+
+    def setup_token(self) -> str:
+        """The token that the first administrator must show (4.1 and later with authentication on)."""
+        with contextlib.closing(sqlite3.connect(self.home / "xinference" / "auth" / "auth.db")) as database:
+            row = database.execute("SELECT value FROM system_config WHERE key = 'setup_token'").fetchone()
+        return str(row[0])
+
+    def pids(self) -> List[int]:
+        """Every process of this server: those whose environment names its home."""
+        found = []
+        mark = f"XINFERENCE_HOME={self.home}/".encode()
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                if entry.name.isdigit() and mark in (entry / "environ").read_bytes():
+                    found.append(int(entry.name))
+        return found
+
+    def clear(self) -> None:
+        """Terminate every model, also failed ones, and forget custom registrations of embedding models."""
+        client = self.client()
+        for instance in client.instances():
+            with contextlib.suppress(ServerError):
+                client.terminate(instance["model_uid"])
+        for entry in client.registrations("embedding"):
+            if not entry["is_builtin"]:
+                client.unregister("embedding", entry["model_name"])
+
+    def stop(self) -> None:
+        """End every process of this server and remove its home."""
+        for sign, patience in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0)):
+            limit = time.monotonic() + patience
+            for pid in self.pids():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, sign)
+            while self.pids() and time.monotonic() < limit:
+                self.process.poll()  # takes note of its end, so that it is no zombie
+                time.sleep(0.1)
+        self.process.wait(timeout=5)
+        shutil.rmtree(self.home, ignore_errors=True)
+
+
+def start(
+    version: str,
+    auth: bool = False,
+    env: Optional[Mapping[str, str]] = None,
+    arguments: Optional[List[str]] = None,
+    wait: bool = True,
+) -> Server:
+    """Start a server on a free port of loopback and wait until it answers. Raises Missing or RuntimeError with its log.
+
+    `auth` is for versions that have accounts of their own; `arguments` are added to the command line.
+    """
+    venv = environment(version)
+    home = Path(tempfile.mkdtemp(prefix=f"xinference-{version}-"))
+    port = free_port()
+    surroundings: Dict[str, str] = {
+        "PATH": f"{venv}/bin:/usr/bin:/bin",
+        "HOME": str(home),
+        "LANG": "C.UTF-8",
+        **OFFLINE,
+        "XINFERENCE_HOME": f"{home}/xinference",
+        "XINFERENCE_AUTH_ADVANCED": "1" if auth else "0",
+        **(env or {}),
+    }
+    command = [f"{venv}/bin/xinference-local", "--host", "127.0.0.1", "--port", str(port), *(arguments or [])]
+    with (home / "log").open("wb") as log:
+        process = subprocess.Popen(
+            command,
+            env=surroundings,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            cwd=home,
+        )
+    server = Server(version, f"http://127.0.0.1:{port}", home, auth, process)
+    if wait:
+        _await(server)
+    return server
+
+
+def _await(server: Server) -> None:
+    client = server.client(timeout=5.0)
+    limit = time.monotonic() + START_LIMIT
+    while True:
+        try:
+            if client.status().get("workers"):
+                return
+        except ServerError:
+            pass
+        if server.process.poll() is not None or time.monotonic() > limit:
+            text = server.log[-4000:]
+            server.stop()
+            raise RuntimeError(f"Xinference {server.version} did not come up:\n{text}")
+        time.sleep(0.3)
+
+
+def launch(client: Client, payload: Mapping[str, Any]) -> None:
+    """Launch a model and wait until it serves; fails with what the server says of it."""
+    client.launch(payload, timeout=READY_LIMIT)
+    limit = time.monotonic() + READY_LIMIT
+    while True:
+        (instance,) = client.instances(payload["model_uid"])
+        if instance["status"] == "READY":
+            return
+        assert instance["status"] in ("CREATING", "LOADING"), instance
+        assert time.monotonic() < limit, instance
+        time.sleep(0.3)
+
+
+@contextlib.contextmanager
+def running(version: str, **options: Any) -> Iterator[Server]:
+    """`start`, and `stop` at the end of the block."""
+    server = start(version, **options)
+    try:
+        yield server
+    finally:
+        server.stop()
