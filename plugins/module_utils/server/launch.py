@@ -1,0 +1,199 @@
+# Copyright: airgap.xinference engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One launch from its request to a model that serves, or to nothing left of it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Callable, Mapping, Optional
+
+from .client import AccessRefused, Client, ServerError, Unreachable
+from .diagnose import Diagnosis
+from .running import Running, combine, look, settle
+from .transport import ACTOR
+
+TAKEN = "already in the model list"
+GONE = "not found in the model list"
+# A model whose process died is launched again by the server itself; that is given this long before we step in.
+SELF_RECOVERY = 20.0
+# A terminated engine may need this long to give its GPU memory back before the server answers.
+TERMINATE_LIMIT = 180.0
+# How long a cancelled launch may take to unwind.
+CANCEL_LIMIT = 90.0
+# How long a server that launches big models may fail to answer before the launch counts as lost.
+SILENCE = 60.0
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 2.0
+PROGRESS_EVERY = 5.0
+
+
+class LaunchFailed(Exception):
+    """A launch that came to nothing. `said` is what the server said; `diagnosis` is set where the cause is ours."""
+
+    def __init__(self, message: str, said: str = "", diagnosis: Optional[Diagnosis] = None) -> None:
+        super().__init__(message)
+        self.said = said or message
+        self.diagnosis = diagnosis
+
+
+class Launcher:
+    """Launches, follows and stops the model `uid`. `deadline` is in time.monotonic()."""
+
+    def __init__(self, client: Client, uid: str, deadline: float, listener: Callable[[str, str], None]) -> None:
+        self.client = client
+        self.uid = uid
+        self.started = time.monotonic()
+        self.deadline = deadline
+        self.listener = listener
+        self.progress = 0.0
+        # Set when a ready model was found under the uid that this launcher did not launch.
+        self.contested = False
+
+    def launch(self, payload: Mapping[str, Any]) -> Running:
+        """Launch and wait until the model serves. Whatever a failure leaves behind is cleared away first."""
+        try:
+            try:
+                return self._launch(payload)
+            except ServerError as refusal:
+                if TAKEN not in refusal.detail:
+                    raise
+            return self._contested(payload)
+        except AccessRefused:
+            raise
+        except (ServerError, LaunchFailed):
+            self._sweep()
+            raise
+
+    def follow(self) -> Running:
+        """Wait until a launch that is under way has ended well."""
+        pause, reported, heard = FIRST_PAUSE, time.monotonic(), time.monotonic()
+        while True:
+            try:
+                found = self._instance()
+                heard = time.monotonic()
+            except Unreachable:
+                if time.monotonic() - heard > SILENCE:
+                    raise
+                found = Running(self.uid, status="CREATING")
+            if found is None:
+                raise LaunchFailed("the server forgot the launch: it was restarted, or somebody stopped the model")
+            if found.status == "ERROR":
+                said = ACTOR.sub("", found.error)
+                raise LaunchFailed(said or "the server gives no reason; the end of its log has it", said)
+            if found.loaded:
+                return self._listed()
+            if time.monotonic() >= self.deadline:
+                return self._out_of_time()
+            if time.monotonic() - reported >= PROGRESS_EVERY:
+                reported = time.monotonic()
+                self._report()
+            time.sleep(pause)
+            pause = min(pause * 1.3, LONGEST_PAUSE)
+
+    def stop(self, seen: Optional[Running]) -> None:
+        """Terminate the model, cancelling its launch first where one is under way. One that is gone already is fine."""
+        if seen and seen.state == "starting":
+            self._cancel()
+        if seen and seen.state == "stopping":
+            self.await_gone()
+            return
+        try:
+            self.client.terminate(self.uid, timeout=TERMINATE_LIMIT)
+        except ServerError as error:
+            if GONE not in error.detail:
+                raise
+
+    def await_gone(self) -> None:
+        """Wait until a termination that is under way has ended."""
+        while time.monotonic() < self.deadline:
+            found = self._instance()
+            if found is None or found.status != "TERMINATING":
+                return
+            time.sleep(FIRST_PAUSE)
+        raise LaunchFailed(f"it has been terminating for {time.monotonic() - self.started:.0f} s, and does not end")
+
+    def _launch(self, payload: Mapping[str, Any]) -> Running:
+        if self.client.features.launch_returns_early:
+            self.client.launch(payload)
+            return self.follow()
+        try:
+            self.client.launch(payload, timeout=max(1.0, self.deadline - time.monotonic()))
+        except Unreachable:
+            if time.monotonic() < self.deadline:
+                raise
+            return self._out_of_time()
+        return self._listed()
+
+    def _listed(self) -> Running:
+        """The model as the server lists it, now that it is ready."""
+        found = settle(self.client, self.uid)
+        if found.model is None:
+            raise LaunchFailed("it became ready and was gone at once; its process may have died")
+        return found
+
+    def _contested(self, payload: Mapping[str, Any]) -> Running:
+        """The uid is taken, though the server did not list it: a ghost, or somebody who was faster."""
+        end = min(self.deadline, time.monotonic() + SELF_RECOVERY)
+        while time.monotonic() < end:
+            found = look(self.client).get(self.uid)
+            if found is None:
+                break
+            if found.state == "ready":
+                self.contested = True
+                return found
+            if found.state == "starting":
+                return self.follow()
+            time.sleep(1.0)
+        self.stop(None)
+        return self._launch(payload)
+
+    def _out_of_time(self) -> Running:
+        """Cancel the launch, unless it succeeded just now."""
+        found = self._instance()
+        if found and found.loaded:
+            return self._listed()
+        self._report()
+        self._cancel()
+        taken = time.monotonic() - self.started
+        far = f" (progress {self.progress:.0%})" if self.progress else ""
+        raise LaunchFailed(
+            f"not ready after {taken:.0f} s{far}; the launch was cancelled",
+            diagnosis=Diagnosis(
+                cause="The model did not become ready within wait_timeout; it is large, its disk slow, or it hangs.",
+                cure="Look at the end of the server's log. Raise wait_timeout if it was still loading.",
+            ),
+        )
+
+    def _cancel(self) -> None:
+        """Cancel the launch and wait until it has unwound. One that has ended already is fine."""
+        try:
+            self.client.cancel(self.uid)
+        except AccessRefused:
+            raise
+        except ServerError:
+            pass  # Refused because it has ended, or slow to unwind; both show below.
+        end = time.monotonic() + CANCEL_LIMIT
+        while time.monotonic() < end:
+            found = self._instance()
+            if found is None or found.state != "starting":
+                return
+            time.sleep(0.5)
+
+    def _sweep(self) -> None:
+        """Stop what a failed launch left running. The error of the launch counts, so errors here are not raised."""
+        try:
+            left = look(self.client).get(self.uid)
+            if left and (left.model is not None or left.state in ("starting", "lost")):
+                self.stop(left)
+        except ServerError:
+            pass
+
+    def _report(self) -> None:
+        try:
+            self.progress = self.client.progress(self.uid)
+            self.listener(self.uid, f"progress {self.progress:.0%}")
+        except ServerError:
+            pass
+
+    def _instance(self) -> Optional[Running]:
+        return combine({}, self.client.instances(self.uid)).get(self.uid)

@@ -1,0 +1,151 @@
+# Copyright: airgap.xinference engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The record of what we launched: `<root>/state/launched.json`, and the lock that everyone takes who converges.
+
+A server never tells the path or the options a model was launched with, so this file is the only way to see that they
+changed. It is written before a launch and after it, each time as a whole, so that an interruption loses nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import tempfile
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Dict, Iterator, Mapping, Optional, Union
+
+from .running import Running
+from .spec import ModelSpec
+
+FORMAT = 1
+
+
+class LockHeld(Exception):
+    """Somebody else converges this server, and did not finish in time."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model we launched or took over.
+
+    `ready` is false between the start of a launch and its end. `launched_at` is our clock, `since` the server's, both
+    in seconds since 1970. `shown` is what the server showed of the model when it became ready.
+    """
+
+    fingerprint: str
+    payload: Mapping[str, Any]
+    ready: bool = False
+    launched_at: float = 0.0
+    since: Optional[int] = None
+    shown: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Record:
+    """The entries of one server by uid, kept in `path`; None keeps them in memory only.
+
+    A file that cannot be understood is set aside, and `notice` says so: its models are then found running and taken
+    over. `writable` false (check mode) reads and never writes, not even to set a broken file aside.
+    """
+
+    def __init__(self, path: Union[str, Path, None], writable: bool = True) -> None:
+        self.path = Path(path) if path else None
+        self.writable = writable
+        self.notice = ""
+        self.entries: Dict[str, Entry] = self._load()
+
+    def begin(self, spec: ModelSpec) -> None:
+        """Note that a launch starts now."""
+        self.entries[spec.uid] = Entry(spec.fingerprint(), spec.payload(), False, time.time())
+        self._write()
+
+    def settle(self, spec: ModelSpec, running: Running) -> None:
+        """Note that a model is ready, and how the server shows it. Writes only when that is news."""
+        old = self.entries.get(spec.uid)
+        launched_at = old.launched_at if old else time.time()
+        entry = Entry(spec.fingerprint(), spec.payload(), True, launched_at, running.since, running.shown)
+        if entry != old:
+            self.entries[spec.uid] = entry
+            self._write()
+
+    def forget(self, uid: str) -> None:
+        """Note that a model is gone."""
+        if self.entries.pop(uid, None) is not None:
+            self._write()
+
+    def _load(self) -> Dict[str, Entry]:
+        if self.path is None:
+            return {}
+        try:
+            text = self.path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return {}
+        try:
+            found = json.loads(text)
+            if found["format"] > FORMAT:
+                raise ValueError(f"format {found['format']} of a later version")
+            return {str(uid): Entry(**entry) for uid, entry in found["models"].items()}
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            self.notice = f"The record {self.path} could not be read ({type(error).__name__}: {error})"
+            if self.writable:
+                aside = self.path.with_name(f"{self.path.name}.broken-{time.strftime('%Y%m%dT%H%M%S')}")
+                self.path.replace(aside)
+                self.notice += f" and was set aside as {aside.name}"
+            self.notice += "; models that run as wanted are taken over."
+            return {}
+
+    def _write(self) -> None:
+        if self.path is None or not self.writable:
+            return
+        body = {"format": FORMAT, "models": {uid: asdict(entry) for uid, entry in sorted(self.entries.items())}}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # Private to the owner: environment variables and options of a model may hold secrets.
+        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(body, file, indent=1, default=str)
+                file.write("\n")
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).replace(self.path)
+        except BaseException:
+            Path(name).unlink()
+            raise
+
+
+@contextmanager
+def lock(path: Union[str, Path], wait: float, who: str) -> Iterator[None]:
+    """Hold the lock file `path`; wait up to `wait` seconds while somebody else holds it.
+
+    `who` is written into the file for whoever has to wait, with our process id. The lock ends with the process, however
+    that ends. Raises LockHeld, naming the holder.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + wait
+    path.touch(mode=0o600)
+    with path.open("r+", encoding="utf-8") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() >= end:
+                    holder = path.read_text(encoding="utf-8").strip() or "an unknown process"
+                    raise LockHeld(
+                        f"The models of this server are being changed by {holder}. Waited {wait:.0f} s for {path}. "
+                        "Run again when that has finished."
+                    ) from None
+                time.sleep(min(0.2, max(0.01, end - time.monotonic())))
+        file.truncate(0)
+        file.write(f"{who} (process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S UTC', time.gmtime())})\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            file.seek(0)
+            file.truncate(0)

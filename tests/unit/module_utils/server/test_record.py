@@ -1,0 +1,148 @@
+# Copyright: airgap.xinference engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The record survives what happens to files, and the lock lets one in at a time."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import time
+
+import pytest
+from ansible_collections.airgap.xinference.plugins.module_utils.server.record import Entry, LockHeld, Record, lock
+from ansible_collections.airgap.xinference.plugins.module_utils.server.running import Running
+from ansible_collections.airgap.xinference.plugins.module_utils.server.spec import parse
+
+(SPEC,) = parse([{"model_uid": "m", "model_name": "bce", "model_type": "embedding", "model_path": "/m"}])
+READY = Running("m", {"model_name": "bce", "replica": 1}, "READY", 77)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "state" / "launched.json"
+
+
+def test_a_launch_is_recorded_before_and_after(path):
+    record = Record(path)
+    assert record.entries == {}
+    record.begin(SPEC)
+    (begun,) = Record(path).entries.values()
+    assert (begun.ready, begun.fingerprint, begun.payload) == (False, SPEC.fingerprint(), SPEC.payload())
+    record.settle(SPEC, READY)
+    (settled,) = Record(path).entries.values()
+    assert (settled.ready, settled.since, settled.shown) == (True, 77, READY.shown)
+    assert settled.launched_at == begun.launched_at > 0
+    record.forget("m")
+    assert Record(path).entries == {}
+
+
+def test_nothing_new_is_not_written(path):
+    record = Record(path)
+    record.settle(SPEC, READY)
+    before = path.stat().st_mtime_ns, path.stat().st_ino
+    Record(path).settle(SPEC, READY)
+    Record(path).forget("other")
+    assert (path.stat().st_mtime_ns, path.stat().st_ino) == before
+
+
+def test_it_is_private_and_leaves_no_scraps(path):
+    Record(path).settle(SPEC, READY)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [one.name for one in path.parent.iterdir()] == ["launched.json"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        '{"format": 1}',
+        '{"format": 99, "models": {}}',
+        '{"format": 1, "models": {"m": {"x": 1}}}',
+    ],
+)
+def test_a_broken_record_is_set_aside(path, text):
+    path.parent.mkdir()
+    path.write_text(text, encoding="utf-8")
+    looking = Record(path, writable=False)
+    assert looking.entries == {} and "could not be read" in looking.notice and path.exists()
+    record = Record(path)
+    assert record.entries == {} and "set aside as launched.json.broken-" in record.notice
+    (aside,) = path.parent.iterdir()
+    assert aside.read_text(encoding="utf-8") == text
+    record.begin(SPEC)
+    assert set(Record(path).entries) == {"m"}
+
+
+def test_check_mode_writes_nothing(path):
+    record = Record(path, writable=False)
+    record.begin(SPEC)
+    assert record.entries and not path.parent.exists()
+
+
+def test_a_failed_write_keeps_the_old_record(path, monkeypatch):
+    record = Record(path)
+    record.settle(SPEC, READY)
+    before = path.read_text(encoding="utf-8")
+
+    def fail(*arguments, **options):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(json, "dump", fail)
+    with pytest.raises(OSError, match="no space"):
+        record.forget("m")
+    assert path.read_text(encoding="utf-8") == before
+    assert [one.name for one in path.parent.iterdir()] == ["launched.json"]
+
+
+def test_entries_of_older_releases_lack_newer_facts():
+    assert Entry("sha256:0", {}).ready is False
+
+
+def _hold(path, held, release):
+    with lock(path, 0, "the keeper"):
+        held.set()
+        release.wait(30)
+
+
+def test_the_lock_is_for_one_and_names_its_holder(tmp_path):
+    path = tmp_path / "state" / "lock"
+    context = multiprocessing.get_context("fork")
+    held, release = context.Event(), context.Event()
+    holder = context.Process(target=_hold, args=(path, held, release))
+    holder.start()
+    try:
+        assert held.wait(10)
+        start = time.monotonic()
+        words = rf"the keeper \(process {holder.pid}, since .*Waited 0 s"
+        with pytest.raises(LockHeld, match=words), lock(path, 0.3, "ansible"):
+            pass
+        assert 0.2 < time.monotonic() - start < 5
+        context.Process(target=_release_later, args=(release,)).start()
+        with lock(path, 10, "ansible"):
+            assert "ansible" in path.read_text(encoding="utf-8")
+        assert path.read_text(encoding="utf-8") == ""
+    finally:
+        release.set()
+        holder.join()
+
+
+def _release_later(release):
+    time.sleep(0.3)
+    release.set()
+
+
+def test_the_lock_ends_with_its_process(tmp_path):
+    path = tmp_path / "lock"
+    context = multiprocessing.get_context("fork")
+    held, never = context.Event(), context.Event()
+    holder = context.Process(target=_hold, args=(path, held, never))
+    holder.start()
+    assert held.wait(10)
+    holder.kill()
+    holder.join()
+    with lock(path, 5, "ansible"):
+        pass
