@@ -31,7 +31,7 @@ EXAMPLES = r"""
 RETURN = r"""
 _value:
   description: >-
-    C(sources), a list with C(name), C(wanted_by), and either C(path) or C(modelscope) with C(revision),
+    C(local), a list with C(name) and C(path); C(modelscope), a list with C(name), C(modelscope), C(revision),
     C(allow_patterns) and C(ignore_patterns); and C(problems), a list of messages.
   type: dict
 """
@@ -45,16 +45,16 @@ from ansible_collections.airgap.xinference.plugins.module_utils.bundle.sources i
 def bundle_sources(models: dict) -> dict:
     """Sources and problems; relative paths are meant from the directory Ansible was started in."""
     sources, problems = gather(models)
-    result = []
+    result: dict[str, list] = {"local": [], "modelscope": [], "problems": problems}
     for source in sources:
-        content = dict(source.content)
-        if "path" in content:
-            path = Path(content["path"]).expanduser().absolute()
-            content["path"] = str(path)
-            if not path.exists():
-                problems.append(f"{source.wanted_by[0]}: source.path {path} does not exist on this machine")
-        result.append({"name": source.name, "wanted_by": source.wanted_by, **content})
-    return {"sources": result, "problems": problems}
+        if "path" not in source.content:
+            result["modelscope"].append({"name": source.name, **source.content})
+            continue
+        path = Path(source.content["path"]).expanduser().absolute()
+        result["local"].append({"name": source.name, "path": str(path)})
+        if not path.exists():
+            problems.append(f"{source.wanted_by[0]}: source.path {path} does not exist on this machine")
+    return result
 
 
 class FilterModule:

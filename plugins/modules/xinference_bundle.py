@@ -105,7 +105,7 @@ EXAMPLES = r"""
         name: server
         path: /srv/wheels
         annotations:
-          io.airgap.xinference.python: cp311
+          airgap.xinference.python: cp311
 """
 
 RETURN = r"""
@@ -131,6 +131,9 @@ artifacts:
     revision:
       description: Revision of its source; empty when the source has none.
       type: str
+    annotations:
+      description: What its manifest says about it.
+      type: dict
     files:
       description: Number of files.
       type: int
@@ -146,6 +149,11 @@ artifacts:
     digest:
       description: Digest of its manifest. Empty in check mode when files would have to be hashed to know it.
       type: str
+table:
+  description: The artifacts as lines of a table with name, revision, number of files and size.
+  returned: success
+  type: list
+  elements: str
 hashed_bytes:
   description: Bytes that had to be read and hashed.
   returned: success
@@ -158,6 +166,14 @@ copied_bytes:
   description: Bytes that were copied.
   returned: success
   type: int
+new_text:
+  description: Bytes linked and copied, for people.
+  returned: success
+  type: str
+hashed_text:
+  description: Bytes hashed, for people.
+  returned: success
+  type: str
 dropped_bytes:
   description: Bytes of blobs that were removed because no artifact uses them any more.
   returned: success
@@ -174,6 +190,7 @@ from ansible_collections.airgap.xinference.plugins.module_utils._ansible import 
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.ingest import Outcome, Request, write_bundle
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import BundleError
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.manifest import REVISION, SOURCE
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.report import artifact_values, table
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.sizes import size_text
 
 
@@ -218,24 +235,20 @@ def _model_annotations(model: dict) -> dict:
 
 def _result(outcome: Outcome) -> dict:
     """The module's return values."""
+    artifacts = [
+        artifact_values(item.kind, item.name, item.annotations, item.files, item.size, item.digest)
+        for item in outcome.artifacts
+    ]
     return {
         "changed": outcome.changed,
-        "artifacts": [
-            {
-                "kind": item.kind,
-                "name": item.name,
-                "revision": item.annotations.get(REVISION, ""),
-                "files": item.files,
-                "size": item.size,
-                "size_text": size_text(item.size),
-                "digest": item.digest,
-            }
-            for item in outcome.artifacts
-        ],
+        "artifacts": artifacts,
+        "table": table(artifacts),
         "hashed_bytes": outcome.hashed_bytes,
         "linked_bytes": outcome.linked_bytes,
         "copied_bytes": outcome.copied_bytes,
         "dropped_bytes": outcome.dropped_bytes,
+        "new_text": size_text(outcome.linked_bytes + outcome.copied_bytes),
+        "hashed_text": size_text(outcome.hashed_bytes),
         "diff": {
             "before": "".join(f"{line}\n" for line in outcome.before),
             "after": "".join(f"{line}\n" for line in outcome.after),

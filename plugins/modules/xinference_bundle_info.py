@@ -78,6 +78,11 @@ artifacts:
     digest:
       description: Digest of its manifest.
       type: str
+table:
+  description: The artifacts as lines of a table with name, revision, number of files and size.
+  returned: success
+  type: list
+  elements: str
 size:
   description: Bytes of the bundle, every blob counted once.
   returned: success
@@ -102,7 +107,7 @@ from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout im
     cache_dir,
     verify,
 )
-from ansible_collections.airgap.xinference.plugins.module_utils.bundle.sizes import size_text
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.report import artifact_values, table
 
 
 def main() -> None:
@@ -119,7 +124,13 @@ def main() -> None:
     with failing(module, BundleError):
         bundle = Bundle.open(params["path"])
         hashed = _verify(bundle, params["cache_dir"]) if params["verify"] else 0
-        module.exit_json(changed=False, artifacts=_artifacts(bundle), size=bundle.size, hashed_bytes=hashed)
+        artifacts = [
+            artifact_values(item.kind, item.name, item.annotations, len(item.files), item.size, item.digest)
+            for item in bundle.artifacts
+        ]
+        module.exit_json(
+            changed=False, artifacts=artifacts, table=table(artifacts), size=bundle.size, hashed_bytes=hashed
+        )
 
 
 def _verify(bundle: Bundle, cache: str | None) -> int:
@@ -132,23 +143,6 @@ def _verify(bundle: Bundle, cache: str | None) -> int:
             [str(blob) for blob in damaged],
         )
     return stamps.hashed_bytes
-
-
-def _artifacts(bundle: Bundle) -> list:
-    """What the bundle holds, as return values."""
-    return [
-        {
-            "kind": item.kind,
-            "name": item.name,
-            "revision": item.revision,
-            "annotations": item.annotations,
-            "files": len(item.files),
-            "size": item.size,
-            "size_text": size_text(item.size),
-            "digest": item.digest,
-        }
-        for item in bundle.artifacts
-    ]
 
 
 if __name__ == "__main__":

@@ -115,8 +115,8 @@ from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout im
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.sizes import size_text
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.wheelhouse import (
     Order,
-    facts_of,
     collect,
+    facts_of,
     interpreter_facts,
     up_to_date,
     wheels_in,

@@ -113,11 +113,11 @@ def collect(directory: Path, order: Order, python: str, key: str, run: Run) -> N
     constrained = _write_lines(fresh.with_suffix(".constraints"), order.constraints)
     code, out, err = run(pip_command(python, order, listed, constrained, fresh))
     if code != 0:
-        lines = [line for line in (out + "\n" + err).splitlines() if line.strip() and " is ignored: " not in line]
+        lines = [line.strip() for line in (out + "\n" + err).splitlines() if line.strip()]
         raise BundleError(
             f"pip could not collect {', '.join(order.requirements)} with {python} (exit status {code}). "
-            "Check the network, the index in pip's configuration and the requirements. The end of what it said:",
-            lines[-15:],
+            "Check the network, the index in pip's configuration and the requirements. It said:",
+            [line for line in lines if "error" in line.lower()][-8:] or lines[-8:],
         )
     excluded = {normal(name) for name in order.exclude}
     for wheel in wheels_in(fresh):
