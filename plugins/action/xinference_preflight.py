@@ -1,0 +1,118 @@
+# Copyright: airgap.xinference engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Check everything before anything is changed (documentation: plugins/modules/xinference_preflight.py)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import Artifact, Bundle, BundleError
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.manifest import WHEELS_PYTHON
+from ansible_collections.airgap.xinference.plugins.plugin_utils.bundles import (
+    ALWAYS,
+    WHEELHOUSE,
+    bundle_path,
+    select,
+    verified,
+)
+from ansible_collections.airgap.xinference.plugins.plugin_utils.readiness import (
+    Finding,
+    Needs,
+    judge_host,
+    judge_models,
+    report,
+    wanted_gpus,
+)
+
+display = Display()
+
+ARGUMENTS = {
+    "bundle": {"type": "str", "required": True},
+    "cache_dir": {"type": "str"},
+    "root": {"type": "str", "required": True},
+    "models": {"type": "list", "elements": "raw", "default": []},
+    "registrations": {"type": "list", "elements": "str", "default": []},
+    "backend": {"type": "str", "choices": sorted(ALWAYS), "default": "native"},
+    "gpus": {"type": "list", "elements": "str", "default": []},
+    "address": {"type": "str", "default": "127.0.0.1"},
+    "port": {"type": "int", "default": 9997},
+    "python": {"type": "str"},
+    "report_only": {"type": "bool", "default": False},
+}
+
+
+class ActionModule(ActionBase):
+    """Judges on the controller what the module xinference_host_info tells of the host."""
+
+    _supports_check_mode = True
+    _requires_connection = True
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return all findings, and fail with them in one message unless only a report is wanted."""
+        result = super().run(tmp, task_vars)
+        task_vars = task_vars or {}
+        _validation, options = self.validate_argument_spec(argument_spec=ARGUMENTS)
+        host = task_vars.get("inventory_hostname", "host")
+        fields = ("root", "address", "port", "gpus", "models", "registrations")
+        needs = Needs(**{field: options[field] for field in fields})
+        bundle, artifacts, findings = self._look_at_bundle(options, host)
+        findings += judge_models(needs, bundle)
+        facts = self._look_at_host(options, needs, artifacts, task_vars)
+        findings += judge_host(needs, facts, bundle, artifacts) if "place" in facts else [_unusable(facts)]
+        rows = [finding.row() for finding in findings]
+        if findings and not options["report_only"]:
+            raise AnsibleActionFail(report(host, findings), result={"findings": rows})
+        result.update(changed=False, findings=rows, msg=report(host, findings) if findings else f"{host} is ready")
+        return result
+
+    def _look_at_bundle(
+        self, options: dict[str, Any], host: str
+    ) -> tuple[Bundle | None, list[Artifact], list[Finding]]:
+        """Open and verify the part of the bundle this host needs."""
+        cure = "build the bundle again with this inventory (playbooks/bundle.yml)"
+        try:
+            bundle = Bundle.open(bundle_path(options["bundle"]))
+            entries = [entry for entry in options["models"] if isinstance(entry, dict)]
+            chosen = select(bundle, entries, options["backend"])
+            damaged, _read = verified(
+                bundle, chosen.artifacts, options["cache_dir"], lambda line: display.display(f"{host}: {line}")
+            )
+        except BundleError as error:
+            problems = error.problems or [error.summary]
+            path = bundle_path(options["bundle"])
+            return None, [], [Finding("bundle", "", f"{path}: {problem}", "") for problem in problems]
+        except OSError as error:
+            return None, [], [Finding("bundle", "", str(error), "")]
+        # Absent models are named by the check of the model entries, which knows whose they are.
+        absent = [reference for reference in chosen.absent if not reference.startswith("models/")]
+        findings = [Finding("bundle", f"{reference} in {bundle.root}", "not there", cure) for reference in absent]
+        wanted = f"undamaged blobs in {bundle.root}"
+        findings += [
+            Finding("bundle", wanted, str(blob), "copy the bundle to this controller again") for blob in damaged
+        ]
+        return bundle, chosen.artifacts, findings
+
+    def _look_at_host(
+        self, options: dict[str, Any], needs: Needs, artifacts: list[Artifact], task_vars: dict[str, Any]
+    ) -> dict[str, Any]:
+        wheelhouse = next((entry for entry in artifacts if (entry.kind, entry.name) == WHEELHOUSE), None)
+        arguments = {
+            "root": needs.root,
+            "address": needs.address,
+            "port": needs.port,
+            "python": options["python"] or None,
+            "python_tag": wheelhouse.annotations.get(WHEELS_PYTHON) if wheelhouse else None,
+            "gpus": bool(wanted_gpus(needs)),
+        }
+        return self._execute_module("airgap.xinference.xinference_host_info", arguments, task_vars=task_vars)
+
+
+def _unusable(facts: dict[str, Any]) -> Finding:
+    """The host ran no module at all, most likely for want of a Python."""
+    text = str(facts.get("msg") or "") + " " + str(facts.get("module_stderr") or facts.get("module_stdout") or "")
+    cure = "install Python 3.8 or newer, and name it in ansible_python_interpreter when it is not found by itself"
+    return Finding("python", "a Python for Ansible on the host", " ".join(text.split())[:400], cure)

@@ -1,0 +1,113 @@
+# Copyright: airgap.xinference engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Documentation of the action plugin of the same name."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: xinference_preflight
+short_description: Check everything about a host before anything on it is changed
+version_added: "0.1.0"
+author:
+  - airgap.xinference engineers (@airgap)
+description:
+  - Looks for every reason why the host could not be served from the bundle, and names all of them in one message, each
+    with what was wanted, what was found, and what to do.
+  - "The bundle: readable, complete, nothing missing, truncated or damaged, with all that the host needs."
+  - "The model entries: fields, identifiers, GPUs, and whether their models are in the bundle."
+  - "The host: root directory, disk, port, the Python and machine that the wheels are for, GPUs."
+  - Changes nothing, with or without check mode.
+extends_documentation_fragment:
+  - airgap.xinference.attributes
+  - airgap.xinference.attributes.info
+attributes: {}
+options:
+  bundle:
+    description: The directory of the bundle on the controller. A relative path counts from where Ansible was started.
+    type: str
+    required: true
+  cache_dir:
+    description: The directory on the controller for the stamps of the bundle. The default is beside the bundle.
+    type: str
+  root:
+    description: The root directory on the host.
+    type: str
+    required: true
+  models:
+    description: The model entries of the host, as in its inventory.
+    type: list
+    elements: raw
+    default: []
+  registrations:
+    description: Names of custom models that are registered from the inventory. Entries for them need no source.
+    type: list
+    elements: str
+    default: []
+  backend:
+    description: How the host serves.
+    type: str
+    choices: [docker, native]
+    default: native
+  gpus:
+    description: The host's GPUs that the server may use, by number or UUID as C(nvidia-smi -L) prints them.
+    type: list
+    elements: str
+    default: []
+  address:
+    description: The address the server shall listen on.
+    type: str
+    default: 127.0.0.1
+  port:
+    description: The port the server shall listen on. A server of ours on it is no problem.
+    type: int
+    default: 9997
+  python:
+    description: The interpreter for the server's environment. Without it one that fits the wheels is looked for.
+    type: str
+  report_only:
+    description: Return the findings, and do not fail because of them.
+    type: bool
+    default: false
+"""
+
+EXAMPLES = r"""
+- name: Check the host
+  airgap.xinference.xinference_preflight:
+    bundle: /media/usb/bundle
+    root: /opt/xinference
+    gpus: [0, 1]
+    models:
+      - model_uid: bge-m3
+        model_name: bge-m3
+        model_type: embedding
+        model_engine: sentence_transformers
+        gpus: [1]
+        source:
+          modelscope: BAAI/bge-m3
+"""
+
+RETURN = r"""
+findings:
+  description: Everything that is in the way, empty when the host is ready.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    check:
+      description: What was looked at.
+      type: str
+      sample: port
+    wanted:
+      description: What has to be there.
+      type: str
+      sample: 127.0.0.1:9997 free for the server
+    found:
+      description: What is there.
+      type: str
+      sample: nginx (pid 4711, user root) listens on 0.0.0.0:9997
+    cure:
+      description: What to do.
+      type: str
+      sample: stop that program, or set xinference_port to a free one
+"""
