@@ -72,7 +72,7 @@ attributes:
     support: full
   diff_mode:
     support: full
-    details: Values of variables whose name has TOKEN, SECRET, PASSWORD or KEY in it are left out.
+    details: Values of variables whose name ends in TOKEN, SECRET, PASSWORD or KEY are left out.
   idempotent:
     support: full
 author:
@@ -104,7 +104,7 @@ previous:
   returned: success
   type: str
   sample: 9f2c1e07aa53
-path:
+directory:
   description: Directory of the release.
   returned: success
   type: str
@@ -157,7 +157,7 @@ def main() -> None:
         if changed and not module.check_mode:
             release.make(root, files)
             release.switch(root, wanted)
-    result = {"release": wanted, "previous": previous, "path": str(root / release.RELEASES / wanted)}
+    result = {"release": wanted, "previous": previous, "directory": str(root / release.RELEASES / wanted)}
     if module._diff and changed:
         result["diff"] = release.difference(before, {path: entry.text for path, entry in files.items()})
     module.exit_json(changed=changed, **result)

@@ -12,22 +12,23 @@ module: xinference_venv
 short_description: Build a virtual environment from a directory of wheels, without any index
 version_added: "0.1.0"
 description:
-  - Installs every wheel of a directory, and nothing else, into a new virtual environment. No index is asked, and neither
-    pip's nor uv's settings on the host count.
-  - Uses C(uv) when its wheel is among the wheels, otherwise C(pip) from its wheel, otherwise the host's own C(ensurepip).
+  - Installs the wheels that were shipped to the host, and nothing else, into a new virtual environment. No index is
+    asked, and the settings of pip and uv on the host do not count.
+  - The environment is C(<root>/venvs/<digest>), named after the content of the wheels, so other wheels are another
+    environment and one that is in use is never touched.
+  - Uses C(uv) when its wheel is among the wheels, otherwise C(pip) from its wheel, otherwise C(ensurepip) of the host.
     A host needs Python with its C(venv) module and nothing more.
   - An environment counts as built only when its marker is there, which is written last. One that was left half built is
     built again.
 options:
-  wheels:
-    description: Directory of the wheels.
+  root:
+    description: Root directory of the collection on the host. C(state/artifacts.json) in it says where the wheels are.
     type: path
     required: true
-  path:
-    description:
-      - Directory of the environment. An existing complete one is left alone, so name it after the content of the wheels.
-    type: path
-    required: true
+  name:
+    description: Name of the wheels in the bundle.
+    type: str
+    default: server
   python:
     description:
       - Interpreter to build with.
@@ -50,12 +51,11 @@ author:
 EXAMPLES = r"""
 - name: Install Xinference from the shipped wheels
   airgap.xinference.xinference_venv:
-    wheels: /opt/xinference/wheels/server/1f0c9a3be2d4
-    path: /opt/xinference/venvs/1f0c9a3be2d4
+    root: /opt/xinference
 """
 
 RETURN = r"""
-path:
+venv:
   description: Directory of the environment.
   returned: success
   type: str
@@ -77,7 +77,6 @@ seconds:
   sample: 26.8
 """
 
-from dataclasses import asdict
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
@@ -88,19 +87,20 @@ from ansible_collections.airgap.xinference.plugins.module_utils.host import venv
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "wheels": {"type": "path", "required": True},
-            "path": {"type": "path", "required": True},
+            "root": {"type": "path", "required": True},
+            "name": {"type": "str", "default": "server"},
             "python": {"type": "str"},
         },
         supports_check_mode=True,
     )
-    path = Path(module.params["path"])
-    existing = venv.complete(path)
-    if existing or module.check_mode:
-        module.exit_json(**{"path": str(path), **(asdict(existing) if existing else {})}, changed=existing is None)
+    root = Path(module.params["root"])
     with failing(module, venv.VenvError, OSError):
-        built = venv.build(Path(module.params["wheels"]), path, module.params["python"])
-        module.exit_json(changed=True, **asdict(built))
+        wheels, path = venv.places(root, module.params["name"])
+        found = venv.complete(path)
+        built = None if found or module.check_mode else venv.build(wheels, path, module.params["python"] or None)
+    known = found or built
+    facts = {"python": known.python, "tool": known.tool, "seconds": known.seconds} if known else {}
+    module.exit_json(changed=found is None, venv=str(path), **facts)
 
 
 if __name__ == "__main__":

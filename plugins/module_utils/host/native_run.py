@@ -70,7 +70,7 @@ def write(path: Path, content: Dict[str, Any]) -> None:
     """Replace a small JSON file at once."""
     new = path.with_name(path.name + ".new")
     new.write_text(json.dumps(content) + "\n", encoding="utf-8")
-    os.replace(str(new), str(path))
+    new.replace(path)
 
 
 def run(root: Path) -> int:

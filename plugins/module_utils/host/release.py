@@ -79,8 +79,8 @@ def make(root: Path, files: Files) -> bool:
             path.write_text(entry.text, encoding="utf-8")
             path.chmod(entry.mode)
         if directory.exists():
-            os.replace(str(directory), str(Path(tempfile.mkdtemp(prefix=".old-", dir=str(directory.parent)), "old")))
-        os.replace(str(scratch), str(directory))
+            directory.replace(Path(tempfile.mkdtemp(prefix=".old-", dir=str(directory.parent)), "old"))
+        scratch.replace(directory)
     finally:
         for leftover in [scratch, *directory.parent.glob(".old-*")]:
             shutil.rmtree(leftover, ignore_errors=True)
@@ -95,7 +95,7 @@ def switch(root: Path, release: str) -> bool:
     if link.is_symlink():
         link.unlink()
     link.symlink_to(Path(RELEASES, release))
-    os.replace(str(link), str(root / CURRENT))
+    link.replace(root / CURRENT)
     return True
 
 
@@ -108,14 +108,17 @@ def read(directory: Path) -> Dict[str, str]:
     return texts
 
 
-SECRET = re.compile(r'("[^"]*(?:TOKEN|SECRET|PASSWORD|KEY)[^"]*": )"[^"]*"')
+SECRET = re.compile(r'("[^"]*(?:TOKEN|SECRET|PASSWORD|KEY)": )"[^"]*"')
 
 
 def difference(before: Mapping[str, str], after: Mapping[str, str]) -> List[Dict[str, str]]:
-    """What changes from one release to another, file by file, as Ansible's diff; values of secrets are left out."""
+    """What changes from one release to another, file by file, as Ansible's diff.
+
+    Values of secrets and the text of programs are left out.
+    """
     changes = []
     for path in sorted({*before, *after}):
-        if before.get(path) != after.get(path):
+        if before.get(path) != after.get(path) and not path.startswith("bin/"):
             shown = [SECRET.sub(r'\1"(hidden)"', texts.get(path, "")) for texts in (before, after)]
             changes.append({"before_header": path, "after_header": path, "before": shown[0], "after": shown[1]})
     return changes

@@ -23,7 +23,7 @@ import zipfile
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Iterator, List, Optional, Sequence, Set
+from typing import Iterator, List, Optional, Sequence, Set, Tuple
 
 MARKER = ".complete"
 SHOWN_OUTPUT = 2000
@@ -54,6 +54,19 @@ def complete(path: Path) -> Optional[Venv]:
         return Venv(**json.loads((path / MARKER).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
+
+
+def places(root: Path, name: str) -> Tuple[Path, Path]:
+    """Where shipping put the wheels called `name`, and where their environment belongs; raises VenvError."""
+    listing = root / "state" / "artifacts.json"
+    try:
+        entry = json.loads(listing.read_text(encoding="utf-8"))["wheels"][name]
+        return Path(entry["path"]), root / "venvs" / str(entry["digest"]).rpartition(":")[2][:12]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise VenvError(
+            f"No wheels/{name} was shipped to this host ({listing}: {type(error).__name__}: {error}). "
+            "Build the bundle with a native wheelhouse and run ship.yml"
+        ) from error
 
 
 def required_tags(names: Sequence[str]) -> Set[str]:
@@ -118,7 +131,7 @@ def build(wheels: Path, path: Path, wanted_python: Optional[str] = None) -> Venv
         venv = Venv(str(path), python, tool, round(time.monotonic() - started, 1))
         marker = path / (MARKER + ".new")
         marker.write_text(json.dumps(asdict(venv)) + "\n", encoding="utf-8")
-        os.replace(marker, path / MARKER)
+        marker.replace(path / MARKER)
         return venv
 
 
@@ -127,36 +140,27 @@ def _install(wheels: Path, names: Sequence[str], path: Path, python: str) -> str
     files = [str(wheels / name) for name in names]
     uv = next((name for name in names if name.startswith("uv-")), None)
     pip = next((name for name in names if name.startswith("pip-")), None)
-    target = str(path / "bin" / "python")
+    target, purpose = str(path / "bin" / "python"), f"install {len(files)} wheels"
     with tempfile.TemporaryDirectory(prefix=path.name + ".", dir=str(path.parent)) as scratch:
         if not uv and not pip:
             _run(
                 [python, "-m", "venv", str(path)],
                 scratch,
-                "make an environment (the wheelhouse has neither uv nor pip)",
+                "make an environment with pip (the wheels have no uv or pip)",
             )
-            _run([target, "-m", "pip", *_PIP, *files], scratch, f"install {len(files)} wheels")
+            _run([target, "-m", "pip", *_PIP, *files], scratch, purpose)
             return "pip of the host"
         _run([python, "-m", "venv", "--without-pip", str(path)], scratch, "make an environment")
         if uv:
             # The cache is on the same file system, so that files are linked out of it and written once.
-            options = [
-                "--offline",
-                "--no-index",
-                "--no-deps",
-                "--no-config",
-                "--compile-bytecode",
-                "--link-mode=hardlink",
-            ]
-            command = [_unpack_uv(wheels / uv, Path(scratch)), "pip", "install", "--python", target, *options]
-            _run(
-                [*command, "--cache-dir", str(Path(scratch, "cache")), *files], scratch, f"install {len(files)} wheels"
-            )
+            command = [_unpack_uv(wheels / uv, Path(scratch)), "pip", "install", "--python", target, *_UV]
+            _run([*command, "--cache-dir", str(Path(scratch, "cache")), *files], scratch, purpose)
             return "uv"
-        _run([target, str(wheels / str(pip) / "pip"), *_PIP, *files], scratch, f"install {len(files)} wheels")
+        _run([target, str(wheels / str(pip) / "pip"), *_PIP, *files], scratch, purpose)
         return "pip"
 
 
+_UV: List[str] = ["--offline", "--no-index", "--no-deps", "--no-config", "--compile-bytecode", "--link-mode=hardlink"]
 _PIP: List[str] = ["--isolated", "install", "--no-index", "--no-deps", "--no-cache-dir", "--disable-pip-version-check"]
 
 
