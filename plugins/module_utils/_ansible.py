@@ -10,6 +10,7 @@ from typing import Any, Dict, Iterator, Type
 
 from ansible.module_utils.basic import AnsibleModule, env_fallback, missing_required_lib
 
+from .server.apply import Applied
 from .server.client import REQUESTS_ERROR, Client
 
 
@@ -62,3 +63,18 @@ def client_from(module: AnsibleModule) -> Client:
         ca_bundle=module.params["ca_bundle"],
         timeout=module.params["request_timeout"],
     )
+
+
+def conclude(module: AnsibleModule, client: Client, applied: Applied) -> None:
+    """End a module that changes models: the same results whether it changed something, nothing, or failed in part."""
+    results = {
+        "changed": applied.changed,
+        "models": applied.models,
+        "requests": client.requests_made,
+        "diff": {"before": applied.before, "after": applied.after},
+    }
+    for notice in applied.notices:
+        module.warn(notice)
+    if applied.message:
+        module.fail_json(msg=applied.message, **results)
+    module.exit_json(**results)

@@ -1,0 +1,153 @@
+# Copyright: airgap.xinference engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From a list of models to a server that runs them: look, plan, and unless it is a rehearsal, do.
+
+The one way in for everyone who changes models: the modules for one model and for a set, and what runs on the host
+without Ansible. All take the same lock and keep the same record, below the root directory of the installation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Collection, Dict, List, Mapping, Optional, Sequence, Union
+
+from .client import Client, ServerError
+from .converge import LIMIT, TIMEOUT, Listener, Outcome, converge
+from .plan import Step, plan
+from .record import Record, lock
+from .running import look
+from .spec import ModelSpec, parse
+
+LOCK_WAIT = 600.0
+
+
+@dataclass
+class Applied:
+    """What was found and done. `models` has a row for every model that was looked at, in the order of the steps."""
+
+    endpoint: str
+    models: List[Dict[str, Any]] = field(default_factory=list)
+    changed: bool = False
+    before: Dict[str, Any] = field(default_factory=dict)
+    after: Dict[str, Any] = field(default_factory=dict)
+    notices: List[str] = field(default_factory=list)
+    failures: List[Outcome] = field(default_factory=list)
+
+    @property
+    def message(self) -> str:
+        """All failures with cause and cure, one line each; empty when there are none."""
+        if not self.failures:
+            return ""
+        lines = "\n".join(f"- {outcome.sentence()}" for outcome in self.failures)
+        return f"{len(self.failures)} of {len(self.models)} models failed on {self.endpoint}:\n{lines}"
+
+
+def apply(
+    client: Client,
+    desired: Sequence[ModelSpec],
+    root: Union[str, Path],
+    prune: str = "managed",
+    relaunch: Collection[str] = (),
+    only: Optional[str] = None,
+    limit: int = LIMIT,
+    timeout: float = TIMEOUT,
+    lock_wait: float = LOCK_WAIT,
+    rehearse: bool = False,
+    who: str = "somebody",
+    listener: Optional[Listener] = None,
+) -> Applied:
+    """Make the server run `desired`; `rehearse` tells what would happen, and changes no file and no model.
+
+    `only` narrows everything to one uid: with an empty `desired` that model goes, whoever launched it. The other
+    arguments are those of plan, converge and lock. Raises ServerError when the server cannot be asked, LockHeld when
+    somebody else does not finish within `lock_wait` seconds; failures of single models are in the result.
+    """
+    state = Path(root) / "state"
+    with contextlib.nullcontext() if rehearse else lock(state / "lock", lock_wait, who):
+        record = Record(state / "launched.json", writable=not rehearse)
+        running, entries = look(client), dict(record.entries)
+        if only is not None:
+            running = {uid: one for uid, one in running.items() if uid == only}
+            entries = {uid: one for uid, one in entries.items() if uid == only}
+            prune = "all"
+        steps = plan(desired, running, entries, prune, relaunch)
+        if only is not None:
+            steps = [replace(one, reason="absent was asked for") if one.spec is None else one for one in steps]
+        if rehearse:
+            outcomes = [_rehearsed(step) for step in steps]
+        else:
+            outcomes = converge(client, steps, record, limit, timeout, listener)
+    return _applied(client, steps, outcomes, record)
+
+
+def specs_from(
+    client: Client, entries: Sequence[Mapping[str, Any]], server_gpus: Sequence[Any], root: Union[str, Path]
+) -> List[ModelSpec]:
+    """Specifications of the entries, with the paths that their sources have on this host.
+
+    Where the host has the file that shipping leaves, a model must come from the bundle, from a given path, or from a
+    registration of the server. Raises SpecError with every problem.
+    """
+    paths = shipped_paths(root)
+    rows = [entry for entry in entries if isinstance(entry, Mapping)]
+    if paths is None and any(entry.get("source") for entry in rows):
+        paths = {}
+    registrations: List[str] = []
+    if paths is not None:
+        pathless = [entry for entry in rows if not entry.get("source") and not entry.get("model_path")]
+        for kind in sorted({str(entry.get("model_type") or "LLM") for entry in pathless}):
+            registrations += _custom_names(client, kind)
+    return parse(entries, server_gpus, paths, registrations)
+
+
+def shipped_paths(root: Union[str, Path]) -> Optional[Dict[str, str]]:
+    """Where the models of the bundle are on this host, by name; None when nothing was ever shipped here."""
+    try:
+        text = (Path(root) / "state" / "artifacts.json").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    return {name: str(artifact["path"]) for name, artifact in json.loads(text).get("models", {}).items()}
+
+
+def _custom_names(client: Client, kind: str) -> List[str]:
+    """Names of custom models, whose definitions carry their own paths."""
+    try:
+        return [str(one["model_name"]) for one in client.registrations(kind) if not one.get("is_builtin", True)]
+    except ServerError as error:
+        if error.status == 400:  # Not a type of models this server has; the entry is refused for that.
+            return []
+        raise
+
+
+def _rehearsed(step: Step) -> Outcome:
+    model = step.seen.model if step.seen else None
+    return Outcome(step.uid, step.action, step.reason, True, step.changes, model)
+
+
+def _applied(client: Client, steps: Sequence[Step], outcomes: Sequence[Outcome], record: Record) -> Applied:
+    result = Applied(client.endpoint, notices=[record.notice] if record.notice else [])
+    for step, outcome in zip(steps, outcomes):
+        result.models.append(
+            {
+                "model_uid": outcome.uid,
+                "action": outcome.action,
+                "reason": outcome.reason,
+                "model": dict(outcome.model) if outcome.model else None,
+                "duration": round(outcome.duration, 2),
+                "error": outcome.error,
+                "diagnosis": asdict(outcome.diagnosis) if outcome.diagnosis else None,
+            }
+        )
+        result.changed = result.changed or outcome.changed
+        if not outcome.ok:
+            result.failures.append(outcome)
+        if outcome.action != "keep":
+            if step.before is not None:
+                result.before[step.uid] = step.before
+            if step.after is not None:
+                result.after[step.uid] = step.after
+    return result

@@ -1,0 +1,507 @@
+# Copyright: airgap.xinference engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Carrying steps out, on a server that can be told to fail, hang, answer late or not at all."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+
+import pytest
+from ansible_collections.airgap.xinference.plugins.module_utils.server import launch as launching
+from ansible_collections.airgap.xinference.plugins.module_utils.server.apply import apply, specs_from
+from ansible_collections.airgap.xinference.plugins.module_utils.server.client import (
+    AccessRefused,
+    ServerError,
+    Unreachable,
+)
+from ansible_collections.airgap.xinference.plugins.module_utils.server.converge import converge, human
+from ansible_collections.airgap.xinference.plugins.module_utils.server.features import features
+from ansible_collections.airgap.xinference.plugins.module_utils.server.plan import plan
+from ansible_collections.airgap.xinference.plugins.module_utils.server.record import Record, lock
+from ansible_collections.airgap.xinference.plugins.module_utils.server.running import Running, look
+from ansible_collections.airgap.xinference.plugins.module_utils.server.spec import SpecError, parse
+
+
+class Server:
+    """A Xinference that does as it is told; `behaviour[uid]` is a word or a text to fail with."""
+
+    endpoint = "http://127.0.0.1:9997"
+
+    def __init__(self, version="4.1.0", polls=2, **behaviour):
+        self.features = features(version)
+        self.polls = polls
+        self.behaviour = behaviour
+        self.live = {}
+        self.log = []
+        self.requests_made = 0
+        self.at_once = self.most_at_once = 0
+        self.clock = 1000
+        self.guard = threading.RLock()
+
+    def version(self):
+        return self.features.version
+
+    def _note(self, what, uid=""):
+        self.requests_made += 1
+        self.log.append(f"{what} {uid}".strip())
+
+    def put(self, uid, status="READY", listed=True, since=1, error="", **shown):
+        model = {"id": uid, "model_name": "bce", "model_type": "embedding", "replica": 1, **shown}
+        self.live[uid] = {"model": model, "listed": listed, "status": status, "since": since, "error": error, "left": 0}
+
+    def models(self):
+        with self.guard:
+            self._note("models")
+            return {uid: one["model"] for uid, one in self.live.items() if one["listed"]}
+
+    def instances(self, uid=None):
+        with self.guard:
+            self._note("instances", uid or "")
+            rows = []
+            for name, one in list(self.live.items()):
+                if uid not in (None, name):
+                    continue
+                if one["status"] == "CREATING" and self.behaviour.get(name) != "hang":
+                    one["left"] -= 1
+                    if one["left"] <= 0:
+                        self._finish(name, one)
+                row = {"model_uid": name, "status": one["status"], "instance_created_ts": one["since"]}
+                if self.features.launch_returns_early:
+                    row["replica_statuses"] = [{"status": one["status"], "error_message": one["error"] or None}]
+                rows.append(row)
+            return rows
+
+    def _finish(self, uid, one):
+        self.at_once -= 1
+        said = self.behaviour.get(uid, "")
+        if said in ("", "taken", "forgets"):
+            one.update(status="READY", listed=True)
+        else:
+            one.update(status="ERROR", error=f"[address=127.0.0.1:1, pid=2] {said}")
+
+    def launch(self, payload, timeout=None):
+        uid = payload["model_uid"]
+        with self.guard:
+            self._note("launch", uid)
+            if uid in self.live and self.live[uid]["status"] not in ("ERROR",):
+                raise ServerError(
+                    "refused", 400, f"Model is already in the model list, uid: {uid}", "POST", "/v1/models"
+                )
+            if self.behaviour.get(uid) == "key":
+                raise AccessRefused("wrong key", 401, "no", "POST", "/v1/models")
+            self.clock += 1
+            self.put(uid, "CREATING", False, self.clock)
+            self.live[uid]["model"].update({name: payload.get(name) for name in ("model_name", "model_type")})
+            self.live[uid]["left"] = self.polls
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
+            if self.behaviour.get(uid) == "forgets":
+                del self.live[uid]
+                return uid
+        if self.features.launch_returns_early:
+            return uid
+        if self.behaviour.get(uid) == "hang":
+            time.sleep(timeout)
+            raise Unreachable("no answer", None, "", "POST", "/v1/models")
+        with self.guard:
+            self._finish(uid, self.live[uid])
+            if self.live[uid]["status"] == "ERROR":
+                raise ServerError("it says: " + self.behaviour[uid], 400, self.behaviour[uid], "POST", "/v1/models")
+        return uid
+
+    def progress(self, uid):
+        self._note("progress", uid)
+        return 0.8
+
+    def cancel(self, uid):
+        with self.guard:
+            self._note("cancel", uid)
+            if self.live.get(uid, {}).get("status") != "CREATING":
+                raise ServerError("not launching", 500, "not launching")
+            self.live[uid].update(status="ERROR", error="Launch cancelled")
+
+    def terminate(self, uid, timeout=None):
+        with self.guard:
+            self._note("terminate", uid)
+            if uid not in self.live or (self.live[uid]["status"] == "ERROR" and not self.live[uid]["listed"]):
+                raise ServerError("gone", 400, f"Model not found in the model list, uid: {uid}", "DELETE", uid)
+            if self.behaviour.get(uid) == "stays":
+                raise ServerError("it cannot stop", 500, "actor is stuck", "DELETE", uid)
+            del self.live[uid]
+
+    def registrations(self, model_type):
+        self._note("registrations", model_type)
+        return [{"model_name": "bce", "is_builtin": True}, {"model_name": "ours", "is_builtin": False}]
+
+    def engines(self, model_type, name):
+        self._note("engines", name)
+        return {"st": [{"model_format": "pytorch"}], "vllm": "Failed to import vLLM: No module named 'vllm'"}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """No pause worth speaking of, so that hundreds of polls take no time."""
+    for name in ("FIRST_PAUSE", "LONGEST_PAUSE", "SELF_RECOVERY"):
+        monkeypatch.setattr(launching, name, 0.002)
+
+
+def spec(uid="m", **fields):
+    return parse([{"model_uid": uid, "model_name": "bce", "model_type": "embedding", "model_engine": "st", **fields}])[
+        0
+    ]
+
+
+def do(server, *desired, record=None, prune="managed", relaunch=(), **options):
+    record = record if record is not None else Record(None)
+    steps = plan(desired, look(server), record.entries, prune, relaunch)
+    server.log.clear()
+    return {outcome.uid: outcome for outcome in converge(server, steps, record, **options)}
+
+
+def writes(server):
+    return [line for line in server.log if line.split()[0] in ("launch", "terminate", "cancel")]
+
+
+@pytest.mark.parametrize("version", ["4.1.0", "1.8.1"])
+def test_models_are_launched_and_recorded(version, tmp_path):
+    server, record = Server(version), Record(tmp_path / "launched.json")
+    outcomes = do(server, spec("a"), spec("b"), record=record)
+    assert {uid: (one.action, one.ok, one.changed) for uid, one in outcomes.items()} == {
+        "a": ("launch", True, True),
+        "b": ("launch", True, True),
+    }
+    assert outcomes["a"].model["id"] == "a" and outcomes["a"].duration > 0
+    entries = Record(tmp_path / "launched.json").entries
+    assert all(entry.ready and entry.since and entry.shown["model_name"] == "bce" for entry in entries.values())
+    again = do(server, spec("a"), spec("b"), record=record)
+    assert {one.action for one in again.values()} == {"keep"} and server.log == []
+    assert not any(one.changed for one in again.values())
+
+
+def test_models_are_launched_together_within_the_limit():
+    server = Server(polls=5)
+    do(server, *[spec(f"m{number}") for number in range(6)], limit=3)
+    assert server.most_at_once == 3
+    server = Server(polls=5)
+    vllm = [spec(f"m{number}", model_engine="vllm") for number in range(3)]
+    do(server, *vllm, limit=3)
+    assert server.most_at_once == 1
+
+
+@pytest.mark.parametrize("version", ["4.1.0", "1.8.1"])
+def test_one_failure_stops_nobody_and_leaves_nothing(version, tmp_path):
+    server, record = Server(version, bad="it does not fit"), Record(tmp_path / "launched.json")
+    outcomes = do(server, spec("bad"), spec("good"), record=record)
+    assert outcomes["good"].ok and not outcomes["bad"].ok and not outcomes["bad"].changed
+    assert "it does not fit" in outcomes["bad"].error and "address=" not in outcomes["bad"].error
+    assert set(Record(tmp_path / "launched.json").entries) == {"good"}
+    assert "terminate good" not in server.log
+
+
+def test_an_unknown_name_is_answered_with_the_nearest():
+    server = Server(m="Embedding model bcee not found, available models: dict_keys(['bce'])")
+    (outcome,) = do(server, spec(model_name="bcee")).values()
+    assert outcome.diagnosis.cause == "Xinference 4.1.0 has no embedding model named bcee."
+    assert "Set model_name to bce" in outcome.diagnosis.cure
+
+
+def test_a_name_of_another_type_is_found_there():
+    server = Server(m="Rerank model zzz not found")
+    server.registrations = lambda kind: [{"model_name": "zzz" if kind == "audio" else "qwx"}]
+    (outcome,) = do(server, spec(model_name="zzz", model_type="rerank")).values()
+    assert "Set model_type to audio" in outcome.diagnosis.cure
+
+
+def test_an_engine_that_cannot_run_gives_the_true_reason():
+    server = Server(m="Model bce cannot be run on engine vLLM.")
+    (outcome,) = do(server, spec(model_engine="vLLM")).values()
+    assert "No module named 'vllm'" in outcome.diagnosis.cause and "Usable here: st" in outcome.diagnosis.cure
+    assert "vLLM" in outcome.sentence() and "Cure: " in outcome.sentence()
+
+
+def test_an_explanation_that_fails_hides_nothing():
+    server = Server(m="Model bce cannot be run on engine x.")
+
+    def fail(*arguments):
+        raise Unreachable("gone")
+
+    server.engines = server.registrations = fail
+    (outcome,) = do(server, spec(model_engine="x")).values()
+    assert "cannot be run on engine x" in outcome.error
+
+
+@pytest.mark.parametrize("version", ["4.1.0", "1.8.1"])
+def test_a_launch_that_hangs_is_cancelled(version):
+    server, record = Server(version, m="hang"), Record(None)
+    start = time.monotonic()
+    outcomes = do(server, spec("m"), spec("n"), record=record, timeout=1.0)
+    assert time.monotonic() - start < 10
+    assert "cancel m" in server.log and outcomes["n"].ok
+    assert "not ready after 1 s (progress 80%); the launch was cancelled" in outcomes["m"].error
+    assert "wait_timeout" in outcomes["m"].diagnosis.cure
+    assert set(record.entries) == {"n"}
+
+
+def test_a_launch_ready_at_the_last_moment_is_not_cancelled(monkeypatch):
+    server = Server(polls=1)
+    follow = launching.Launcher.follow
+
+    def late(self):
+        self.deadline = 0
+        server.instances("m")
+        return follow(self)
+
+    monkeypatch.setattr(launching.Launcher, "follow", late)
+    (outcome,) = do(server, spec()).values()
+    assert outcome.ok and "cancel m" not in server.log
+
+
+def test_drift_relaunches():
+    server, record = Server(), Record(None)
+    do(server, spec(), record=record)
+    (outcome,) = do(server, spec(replica=2), record=record).values()
+    assert outcome.action == "relaunch" and writes(server) == ["terminate m", "launch m"]
+    assert record.entries["m"].fingerprint == spec(replica=2).fingerprint()
+
+
+def test_a_failed_relaunch_is_a_change_and_is_forgotten():
+    server, record = Server(), Record(None)
+    do(server, spec(), record=record)
+    server.behaviour["m"] = "broken"
+    (outcome,) = do(server, spec(replica=2), record=record).values()
+    assert (outcome.ok, outcome.changed, outcome.model) == (False, True, None) and not record.entries
+
+
+def test_pruning_goes_first_and_its_failure_is_reported():
+    server, record = Server(old="stays"), Record(None)
+    server.behaviour.pop("old")
+    do(server, spec("old"), spec("gone"), record=record)
+    server.behaviour["old"] = "stays"
+    outcomes = do(server, spec("new"), record=record)
+    assert writes(server)[-1] == "launch new"
+    assert outcomes["gone"].ok and outcomes["new"].ok and "it cannot stop" in outcomes["old"].error
+    assert "old" in record.entries and "gone" not in record.entries
+
+
+def test_a_model_gone_meanwhile_counts_as_terminated():
+    server, record = Server(), Record(None)
+    do(server, spec("old"), record=record)
+    steps = plan([], look(server), record.entries)
+    server.live.clear()
+    (outcome,) = converge(server, steps, record)
+    assert outcome.ok and not record.entries
+
+
+def test_somebody_elses_launch_is_waited_for_and_taken_over():
+    server, record = Server(polls=3), Record(None)
+    server.put("m", "CREATING", False)
+    server.live["m"]["left"] = 3
+    (outcome,) = do(server, spec(), record=record).values()
+    assert (outcome.action, outcome.changed, writes(server)) == ("adopt", True, [])
+    assert record.entries["m"].ready
+
+
+def test_somebody_elses_other_model_is_replaced_after_the_wait():
+    server, record = Server(polls=3), Record(None)
+    server.put("m", "CREATING", False, model_name="other")
+    server.live["m"]["left"] = 3
+    (outcome,) = do(server, spec(), record=record).values()
+    assert outcome.action == "relaunch" and "model_name is other" in outcome.reason
+    assert writes(server) == ["terminate m", "launch m"]
+
+
+def test_our_own_interrupted_launch_is_waited_for():
+    server, record = Server(polls=3), Record(None)
+    record.begin(spec())
+    server.put("m", "CREATING", False)
+    server.live["m"]["left"] = 3
+    (outcome,) = do(server, spec(), record=record).values()
+    assert (outcome.action, outcome.changed, writes(server)) == ("keep", False, [])
+    assert record.entries["m"].ready
+
+
+def test_a_launch_with_other_fields_under_way_is_cancelled_first():
+    server, record = Server(m="hang"), Record(None)
+    record.begin(spec(replica=2))
+    server.put("m", "CREATING", False)
+    steps = plan([spec()], look(server), record.entries)
+    server.log.clear()
+    server.behaviour.clear()
+    server.live["m"]["left"] = 1000
+    (outcome,) = converge(server, steps, record)
+    assert outcome.ok and writes(server) == ["cancel m", "terminate m", "launch m"]
+
+
+def test_a_taken_uid_is_cleared_and_launched_once_more():
+    server, record = Server(), Record(None)
+    steps = plan([spec()], look(server), record.entries)
+    server.put("m", "READY", listed=False)
+    (outcome,) = converge(server, steps, record)
+    assert outcome.ok and writes(server) == ["launch m", "terminate m", "launch m"]
+
+
+def test_somebody_who_was_faster_keeps_an_equal_model_and_fails_a_different_one():
+    server, record = Server(), Record(None)
+    steps = plan([spec()], look(server), record.entries)
+    server.put("m")
+    (outcome,) = converge(server, steps, record)
+    assert outcome.ok and writes(server) == ["launch m"]
+    server, record = Server(), Record(None)
+    server.put("m", model_name="other")
+    (outcome,) = converge(server, steps, record)
+    assert not outcome.ok and "another model serves under this uid" in outcome.error
+    assert "m" in server.live and not record.entries
+
+
+def test_a_launch_that_the_server_forgets_is_a_failure():
+    (outcome,) = do(Server(m="forgets"), spec()).values()
+    assert "the server forgot the launch" in outcome.error
+
+
+def test_a_refused_key_is_not_tried_again():
+    server = Server(m="key")
+    (outcome,) = do(server, spec()).values()
+    assert outcome.error == "wrong key" and server.log[:2] == ["launch m"]
+
+
+def test_a_server_that_is_silent_for_a_while_is_waited_for(monkeypatch):
+    server = Server(polls=1)
+    answers = iter([Unreachable("busy"), Unreachable("busy")])
+    instances = server.instances
+
+    def sometimes(uid=None):
+        for failure in answers:
+            raise failure
+        return instances(uid)
+
+    (step,) = plan([spec()], {}, {})
+    server.instances = sometimes
+    (outcome,) = converge(server, [step], Record(None))
+    assert outcome.ok
+    monkeypatch.setattr(launching, "SILENCE", 0.0)
+    server.instances = lambda uid=None: (_ for _ in ()).throw(Unreachable("dead"))
+    (outcome,) = converge(server, plan([spec("n")], {}, {}), Record(None))
+    assert outcome.error == "dead"
+
+
+def test_a_record_that_cannot_be_written_fails_that_model(tmp_path, monkeypatch):
+    record = Record(tmp_path / "launched.json")
+    monkeypatch.setattr(record, "begin", lambda spec: (_ for _ in ()).throw(OSError("disk full")))
+    server = Server()
+    (outcome,) = do(server, spec(), record=record).values()
+    assert "the record could not be written: disk full" in outcome.error and writes(server) == []
+
+
+def test_bugs_are_not_hidden_and_the_others_finish(monkeypatch):
+    server, record = Server(), Record(None)
+    settle = record.settle
+
+    def broken(of, running):
+        if of.uid == "a":
+            raise RuntimeError("a bug")
+        settle(of, running)
+
+    monkeypatch.setattr(record, "settle", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        do(server, spec("a"), spec("b"), record=record)
+    assert record.entries["b"].ready and not record.entries["a"].ready
+
+
+def test_what_happens_is_told_while_it_happens(monkeypatch):
+    monkeypatch.setattr(launching, "PROGRESS_EVERY", 0.0)
+    told = []
+    do(Server(polls=4), spec(), listener=lambda uid, event: told.append(f"{uid} {event}"))
+    assert told[0] == "m launch" and told[-1] == "m ready" and "m progress 80%" in told
+
+
+# -- through the front door
+
+
+def run(server, root, *entries, **options):
+    return apply(server, specs_from(server, list(entries), [], root), root, **options)
+
+
+ENTRY = {"model_uid": "m", "model_name": "bce", "model_type": "embedding", "model_engine": "st"}
+
+
+def test_a_rehearsal_writes_nothing(tmp_path):
+    server, root = Server(), tmp_path / "root"
+    server.put("theirs")
+    result = run(server, root, ENTRY, prune="all", rehearse=True)
+    assert result.changed and [(row["action"], row["model_uid"]) for row in result.models] == [
+        ("terminate", "theirs"),
+        ("launch", "m"),
+    ]
+    assert set(result.models[0]) == {"model_uid", "action", "reason", "model", "duration", "error", "diagnosis"}
+    assert writes(server) == [] and not root.exists() and server.requests_made == 2
+    assert result.after == {"m": ENTRY} and set(result.before) == {"theirs"}
+
+
+def test_a_second_run_costs_two_requests_and_changes_nothing(tmp_path):
+    server = Server()
+    first = run(server, tmp_path, ENTRY)
+    before = server.requests_made
+    second = run(server, tmp_path, ENTRY)
+    assert first.changed and not second.changed and server.requests_made - before == 2
+    assert (second.before, second.after, second.message) == ({}, {}, "")
+    assert [set(row) for row in first.models] == [set(row) for row in second.models]
+
+
+def test_failures_make_one_message_with_cause_and_cure(tmp_path):
+    server = Server(x="Model bce cannot be run on engine vLLM.", y="no idea")
+    rows = [{**ENTRY, "model_uid": uid} for uid in ("m", "y")] + [{**ENTRY, "model_uid": "x", "model_engine": "vLLM"}]
+    result = run(server, tmp_path, *rows)
+    assert result.message.startswith("2 of 3 models failed on http://127.0.0.1:9997:\n- y: launch failed after")
+    assert "Cause: The engine vllm cannot be used here: Failed to import vLLM" in result.message
+    assert "Cure: Usable here: st." in result.message
+    assert [row["error"] == "" for row in result.models] == [True, False, False]
+
+
+def test_one_model_only(tmp_path):
+    server = Server()
+    run(server, tmp_path, ENTRY, {**ENTRY, "model_uid": "n"})
+    server.put("theirs")
+    result = run(server, tmp_path, {**ENTRY, "replica": 2}, only="m")
+    assert [(row["action"], row["model_uid"]) for row in result.models] == [("relaunch", "m")]
+    for uid in ("theirs", "n"):
+        (row,) = run(server, tmp_path, only=uid).models
+        assert (row["action"], row["reason"], row["model"]) == ("terminate", "absent was asked for", None)
+    assert run(server, tmp_path, only="n").models == [] and set(server.live) == {"m"}
+
+
+def test_somebody_else_at_work_is_waited_for_and_named(tmp_path):
+    with lock(tmp_path / "state" / "lock", 0, "the keeper"):
+        with pytest.raises(Exception, match="are being changed by the keeper"):
+            run(Server(), tmp_path, ENTRY, lock_wait=0.1)
+        assert run(Server(), tmp_path, ENTRY, rehearse=True).changed
+
+
+def test_paths_come_from_what_was_shipped(tmp_path):
+    sourced = {**ENTRY, "source": {"path": "/data/MiniLM"}}
+    with pytest.raises(SpecError, match="not in the bundle on this host"):
+        run(Server(), tmp_path, sourced, rehearse=True)
+    (tmp_path / "state").mkdir()
+    shipped = {"models": {"MiniLM": {"path": "/opt/x/models/MiniLM/1f", "digest": "sha256:1f"}}, "wheels": {}}
+    (tmp_path / "state" / "artifacts.json").write_text(json.dumps(shipped), encoding="utf-8")
+    result = run(Server(), tmp_path, sourced, rehearse=True)
+    assert result.after["m"]["model_path"] == "/opt/x/models/MiniLM/1f"
+    with pytest.raises(SpecError, match="model without source in the bundle"):
+        run(Server(), tmp_path, ENTRY, rehearse=True)
+    assert run(Server(), tmp_path, {**ENTRY, "model_name": "ours"}, rehearse=True).changed
+
+
+def test_a_broken_record_is_said(tmp_path):
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "launched.json").write_text("{", encoding="utf-8")
+    server = Server()
+    server.put("m")
+    result = run(server, tmp_path, ENTRY)
+    assert "set aside" in result.notices[0] and result.models[0]["action"] == "adopt"
+
+
+def test_lost_instances_and_durations_have_words():
+    assert Running("m", None, "READY").state == "lost" and Running("m").state == "lost"
+    assert (human(0.44), human(12.3), human(185)) == ("0.4 s", "12 s", "3 min 05 s")
