@@ -110,15 +110,18 @@ def test_a_cut_connection_is_resumed_within_one_run(hub: Hub, fetch: Fetch, tmp_
 
 
 def test_a_large_file_in_parallel_parts_is_resumed_part_by_part(hub: Hub, fetch: Fetch, tmp_path: Path) -> None:
-    parts = {"MODELSCOPE_DOWNLOAD_PARALLEL_THRESHOLD_MB": "1", "MODELSCOPE_DOWNLOAD_PART_SIZE_MB": "1"}
-    hub.cut["model.safetensors"] = [600_000, 600_000, 600_000, 0, 0, 0]
-    assert fetch(client=parts)["failed"]
-    assert hub.bytes_of("model.safetensors") == 1_800_000
+    client = {"MODELSCOPE_DOWNLOAD_PARALLEL_THRESHOLD_MB": "1", "MODELSCOPE_DOWNLOAD_PART_SIZE_MB": "4"}
+    large = WEIGHTS * 4
+    hub.repos["org/tiny"].revisions[COMMIT]["model.safetensors"] = large
+    hub.cut["model.safetensors"] = [2_500_000, 2_500_000, 0, 0, 0, 0]
+    assert fetch(client=client)["failed"]
+    kept = sum(part.stat().st_size for part in (tmp_path / "tiny").glob("model.safetensors_*"))
+    assert kept > 2_000_000
     hub.forget()
     hub.cut.clear()
-    assert not fetch(client=parts)["failed"]
-    assert content(tmp_path / "tiny") == FILES
-    assert hub.bytes_of("model.safetensors") == len(WEIGHTS) - 1_800_000
+    assert not fetch(client=client)["failed"]
+    assert content(tmp_path / "tiny") == {**FILES, "model.safetensors": large}
+    assert hub.bytes_of("model.safetensors") == len(large) - kept
 
 
 def test_wrong_bytes_from_the_hub_are_noticed_and_fetched_again(hub: Hub, fetch: Fetch, tmp_path: Path) -> None:
