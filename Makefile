@@ -48,7 +48,8 @@ test: lint sanity unit integration ## Run every test: lint, sanity, unit, integr
 lint: test-tools ## Check style, types, YAML, roles (production profile) and the changelog
 	ruff check .
 	ruff format --check .
-	mypy plugins tests
+	MYPYPATH=$(COLLECTIONS) mypy -p ansible_collections.airgap.xinference.plugins
+	MYPYPATH=$(COLLECTIONS):tests/integration mypy tests
 	yamllint --strict .
 	ansible-lint --strict
 	antsibull-changelog lint

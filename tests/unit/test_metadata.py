@@ -13,7 +13,6 @@ ROOT = Path(__file__).parents[2]
 MODULES = ROOT / "plugins/modules"
 
 
-
 def test_action_group_holds_exactly_the_modules_that_talk_to_a_server() -> None:
     group = yaml.safe_load((ROOT / "meta/runtime.yml").read_text())["action_groups"]["server"]
     talking = [path.stem for path in sorted(MODULES.glob("*.py")) if "airgap.xinference.server" in path.read_text()]
