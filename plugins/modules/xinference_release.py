@@ -104,6 +104,10 @@ previous:
   returned: success
   type: str
   sample: 9f2c1e07aa53
+definition:
+  description: Digest of what makes a running server what it is. The list of models is not part of it.
+  returned: success
+  type: str
 directory:
   description: Directory of the release.
   returned: success
@@ -157,7 +161,12 @@ def main() -> None:
         if changed and not module.check_mode:
             release.make(root, files)
             release.switch(root, wanted)
-    result = {"release": wanted, "previous": previous, "directory": str(root / release.RELEASES / wanted)}
+    result = {
+        "definition": definition.digest(files),
+        "release": wanted,
+        "previous": previous,
+        "directory": str(root / release.RELEASES / wanted),
+    }
     if module._diff and changed:
         result["diff"] = release.difference(before, {path: entry.text for path, entry in files.items()})
     module.exit_json(changed=changed, **result)

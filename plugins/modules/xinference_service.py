@@ -34,6 +34,11 @@ options:
     description: Seconds the server may take until it answers.
     type: int
     default: 180
+  definition:
+    description:
+      - C(definition) that M(airgap.xinference.xinference_release) returned. Needed in check mode only, where the release
+        is not in force yet.
+    type: str
 extends_documentation_fragment:
   - airgap.xinference.attributes
 attributes:
@@ -116,13 +121,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.airgap.xinference.plugins.module_utils._ansible import failing
 from ansible_collections.airgap.xinference.plugins.module_utils.host import service
 from ansible_collections.airgap.xinference.plugins.module_utils.host.native_ctl import Native, ServiceError
-
-try:
-    from ansible_collections.airgap.xinference.plugins.module_utils.server.diagnose import diagnose
-except ImportError:  # until it is written
-
-    def diagnose(text):
-        return None
+from ansible_collections.airgap.xinference.plugins.module_utils.server.diagnose import diagnose
 
 
 def main() -> None:
@@ -131,6 +130,7 @@ def main() -> None:
             "root": {"type": "path", "required": True},
             "state": {"type": "str", "choices": ["started", "restarted", "stopped"], "default": "started"},
             "wait_timeout": {"type": "int", "default": 180},
+            "definition": {"type": "str"},
         },
         supports_check_mode=True,
     )
@@ -141,7 +141,7 @@ def main() -> None:
     with failing(module, ServiceError, OSError):
         native = Native(root)
         before = native.state()
-        step = service.plan(native, wanted, before)
+        step = service.plan(native, wanted, before, module.params["definition"] or native.digest)
         if not module.check_mode:
             try:
                 service.carry_out(native, step, module.params["wait_timeout"])

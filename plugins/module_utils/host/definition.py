@@ -39,6 +39,15 @@ def files(
     }
 
 
+def digest(release: Mapping[str, Entry]) -> str:
+    """The digest of the definition that a server of this release is started from."""
+    texts = [release[Path(name).relative_to("current").as_posix()].text for name in _DEFINING]
+    return native_run.digest_of(*(text.encode() for text in texts))
+
+
+_DEFINING = (native_run.SERVICE, native_run.RUNNER)
+
+
 def _json(content: Any) -> str:
     return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 

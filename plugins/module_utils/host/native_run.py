@@ -34,10 +34,12 @@ KILL_WAIT = 10.0
 
 def digest(root: Path) -> str:
     """A hash of all that makes a running server what it is: its definition and this program."""
-    together = hashlib.sha256()
-    for name in (SERVICE, RUNNER):
-        together.update((root / name).read_bytes() + b"\0")
-    return together.hexdigest()
+    return digest_of((root / SERVICE).read_bytes(), (root / RUNNER).read_bytes())
+
+
+def digest_of(service: bytes, runner: bytes) -> str:
+    """The same from the texts of the two files."""
+    return hashlib.sha256(service + b"\0" + runner).hexdigest()
 
 
 def family(root: Path) -> Iterator[int]:

@@ -43,16 +43,19 @@ class Plan:
     reason: str
 
 
-def plan(native: Native, wanted: str, now: State) -> Plan:
-    """Compare the server that runs with what is wanted (`started`, `restarted`, `stopped`)."""
+def plan(native: Native, wanted: str, now: State, definition: str) -> Plan:
+    """Compare the server that runs with what is wanted (`started`, `restarted`, `stopped`).
+
+    `definition` is the digest of the definition a server started now would have.
+    """
     if wanted == "stopped":
         return Plan("stop", "asked for") if now.active or _anything(native) else Plan("none", "not running")
     if not now.active:
         return Plan("start", "not running")
     if wanted == "restarted":
         return Plan("restart", "asked for")
-    if now.digest != native.digest:
-        return Plan("restart", ", ".join(changed_keys(native, now)) + " changed")
+    if now.digest != definition:
+        return Plan("restart", f"{', '.join(changed_keys(native, now))} changed")
     return Plan("none", "running as defined")
 
 
@@ -66,7 +69,7 @@ def changed_keys(native: Native, now: State) -> List[str]:
     names = [key for key in native.service if key != "environment" and old.get(key) != native.service[key]]
     before, after = old.get("environment", {}), native.service["environment"]
     names += [f"environment {key}" for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
-    return names or ["the program that runs the server"]
+    return names or ["the definition"]
 
 
 def carry_out(native: Native, step: Plan, timeout: float) -> None:

@@ -1,0 +1,175 @@
+# Copyright: airgap.xinference engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What verification found, over all hosts: as rows, as a table, and as settings for clients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+COLUMNS = ("host", "model", "type", "state", "latency", "endpoint")
+ONLY_LOOPBACK = (
+    "(containers do not reach a server that listens on loopback: set xinference_host to the address of",
+    "Docker's bridge, often 172.17.0.1, and RAGFlow's extra_hosts to host.docker.internal:host-gateway)",
+)
+GOOD = "ok"
+SKIPPED = "not probed"
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+RAGFLOW_TYPES = {"LLM": "chat", "embedding": "embedding", "rerank": "rerank", "audio": "speech2text or tts"}
+"""What RAGFlow calls the types of models it can use."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model on one host, or a host of which nothing is known.
+
+    `state` is `ok` (its probe passed), `not probed`, `failed`, `missing` or `not verified`; `latency_s` is how long the
+    probe's request took; `detail` says what the probe saw, or what is wrong.
+    """
+
+    host: str
+    model: str
+    type: str
+    state: str
+    latency_s: float | None
+    endpoint: str
+    detail: str = ""
+
+    @property
+    def bad(self) -> bool:
+        return self.state not in (GOOD, SKIPPED)
+
+    def cells(self) -> tuple[str, ...]:
+        """The row's texts, column by column."""
+        return (self.host, self.model, self.type, self.state, latency(self.latency_s), self.endpoint)
+
+
+@dataclass(frozen=True)
+class Report:
+    """All rows, and what is wrong with the whole."""
+
+    rows: Sequence[Row] = field(default_factory=tuple)
+
+    @property
+    def verified(self) -> int:
+        """How many models proved that they work."""
+        return sum(row.state == GOOD for row in self.rows)
+
+    @property
+    def problems(self) -> list[str]:
+        """A sentence for every row that is bad, and one when nothing at all was verified."""
+        found = [f"{row.host}: {row.model or 'the server'}: {row.detail or row.state}" for row in self.rows if row.bad]
+        if not found and not self.verified:
+            found.append("Nothing was verified: no model of the inventory was probed. Is xinference_models empty?")
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as the JSON file has it."""
+        return {
+            "verified": self.verified,
+            "failed": sum(row.bad for row in self.rows),
+            "models": [asdict(row) for row in self.rows],
+            "clients": [client_settings(endpoint, rows) for endpoint, rows in self.by_endpoint().items()],
+        }
+
+    def by_endpoint(self) -> dict[str, list[Row]]:
+        """Rows of models that work, by the address that serves them."""
+        groups: dict[str, list[Row]] = {}
+        for row in self.rows:
+            if row.model and not row.bad:
+                groups.setdefault(row.endpoint, []).append(row)
+        return groups
+
+
+def rows_of(host: str, endpoint: str, models: Iterable[Mapping[str, Any]], health: Mapping[str, Any]) -> list[Row]:
+    """The rows of one host: one for each enabled model of its inventory.
+
+    `health` is the result of the module `xinference_health` there; empty when the host was not reached.
+    """
+    wanted = {str(entry["model_uid"]): entry for entry in models if entry.get("enabled", True)}
+    shown = {str(entry["model_uid"]): entry for entry in health.get("models") or []}
+    why = str(health.get("msg") or "the host was not reached, or an earlier step failed there")
+    if not shown and (health.get("msg") or not health):
+        return [Row(host, "", "", "not verified", None, endpoint, why)]
+    return [_row(host, endpoint, uid, entry, shown.get(uid)) for uid, entry in wanted.items()]
+
+
+def _row(host: str, endpoint: str, uid: str, entry: Mapping[str, Any], shown: Mapping[str, Any] | None) -> Row:
+    """One model: as the inventory wants it, and as the server shows it with the result of its probe."""
+    kind = str(entry.get("model_type", "LLM"))
+    if shown is None:
+        return Row(host, uid, kind, "missing", None, endpoint, "the server does not run it")
+    probe = shown.get("probe")
+    if not isinstance(probe, Mapping):
+        return Row(host, uid, kind, SKIPPED, None, endpoint, str(shown.get("state", "")))
+    if probe.get("skipped"):
+        return Row(host, uid, kind, SKIPPED, None, endpoint, str(probe["skipped"]))
+    seconds = probe.get("latency_s")
+    if probe.get("ok"):
+        return Row(host, uid, kind, GOOD, seconds, endpoint, str(probe.get("detail") or ""))
+    return Row(host, uid, kind, "failed", seconds, endpoint, str(probe.get("error") or probe.get("detail") or ""))
+
+
+def latency(seconds: float | None) -> str:
+    """A latency for people: `12 ms`, `1.8 s`, `-` when there is none."""
+    if seconds is None:
+        return "-"
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """The rows as lines, each column as wide as its widest text; what is wrong or seen stands under its row."""
+    lines = [tuple(column.upper() for column in COLUMNS), *(row.cells() for row in rows)]
+    widths = [max(len(line[index]) for line in lines) for index in range(len(COLUMNS))]
+    drawn = ["  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip() for line in lines]
+    shown = [drawn[0]]
+    for row, line in zip(rows, drawn[1:]):
+        shown.append(line)
+        shown.extend(f"  {part}" for part in row.detail.splitlines() if row.bad)
+    return shown
+
+
+def client_settings(endpoint: str, rows: Sequence[Row]) -> dict[str, Any]:
+    """What clients of one server need: for an OpenAI-compatible one, and for RAGFlow beside it or in Docker."""
+    base = endpoint.rstrip("/") + "/v1"
+    parts = urlsplit(endpoint)
+    local = parts.hostname in LOOPBACK
+    port = f":{parts.port}" if parts.port else ""
+    inside = f"{parts.scheme}://host.docker.internal{port}/v1" if local else base
+    return {
+        "endpoint": endpoint,
+        "openai": {"base_url": base, "models": [row.model for row in rows]},
+        "ragflow": {
+            "provider": "Xinference",
+            "same_machine": base,
+            "inside_docker": inside,
+            "only_loopback": local,
+            "models": [
+                {"model_uid": row.model, "model_type": RAGFLOW_TYPES[row.type]}
+                for row in rows
+                if row.type in RAGFLOW_TYPES
+            ],
+        },
+    }
+
+
+def client_lines(settings: Mapping[str, Any], auth: bool) -> list[str]:
+    """The settings of one server's clients for people."""
+    ragflow = settings["ragflow"]
+    key = "a key of this server" if auth else "any text; the server does not ask for one"
+    lines = [
+        f"Clients of {settings['endpoint']}",
+        f"  OpenAI-compatible   base_url={settings['openai']['base_url']}  api_key={key}",
+        f"                      model={' or '.join(settings['openai']['models'])}",
+        "  RAGFlow             Model providers > Xinference; the model name is the model_uid",
+        f"    same machine      {ragflow['same_machine']}",
+        f"    inside Docker     {ragflow['inside_docker']}",
+    ]
+    if any(model["model_type"] == "rerank" for model in ragflow["models"]):
+        lines.append("    rerank models     the same with /rerank at the end")
+    if ragflow["only_loopback"]:
+        lines += ["                      " + line for line in ONLY_LOOPBACK]
+    return lines
