@@ -181,6 +181,16 @@ class Client:
         """POST JSON and return the body as it is, e.g. sound."""
         return self._http.request("POST", path, json=json, timeout=timeout).content
 
+    def post_multipart_for_bytes(
+        self,
+        path: str,
+        fields: Mapping[str, str],
+        files: Mapping[str, Tuple[str, bytes, str]],
+        timeout: Optional[float] = None,
+    ) -> bytes:
+        """POST a form with files and return the body as it is."""
+        return self._http.request("POST", path, data=dict(fields), files=dict(files), timeout=timeout).content
+
     def get_bytes(self, path: str, timeout: Optional[float] = None) -> bytes:
         """GET a path and return the body as it is."""
         return self._http.request("GET", path, timeout=timeout, repeat=True).content

@@ -107,8 +107,8 @@ ROWS: Tuple[Row, ...] = (
         "gpu-memory-taken",
         r"Free memory on device(?: (?P<device>\S+))? \((?P<free>[\d.]+)/(?P<total>[\d.]+) GiB\) on startup is less "
         r"than desired GPU memory utilization \((?P<asked>[\d.]+), (?P<needed>[\d.]+) GiB\)",
-        "vLLM wants to reserve {asked} of the GPU ({needed} GiB), and only {free} of {total} GiB are free: other models "
-        "or programs hold the rest.",
+        "vLLM wants to reserve {asked} of the GPU ({needed} GiB), and only {free} of {total} GiB are free: other "
+        "models or programs hold the rest.",
         "Set gpu_memory_utilization to {share} or less under options if the model fits into that, move the model to "
         "another GPU, end what `nvidia-smi` shows, or use the transformers engine.",
         _share,
