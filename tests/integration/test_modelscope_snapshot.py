@@ -110,7 +110,11 @@ def test_a_cut_connection_is_resumed_within_one_run(hub: Hub, fetch: Fetch, tmp_
 
 
 def test_a_large_file_in_parallel_parts_is_resumed_part_by_part(hub: Hub, fetch: Fetch, tmp_path: Path) -> None:
-    client = {"MODELSCOPE_DOWNLOAD_PARALLEL_THRESHOLD_MB": "1", "MODELSCOPE_DOWNLOAD_PART_SIZE_MB": "4"}
+    client = {
+        "MODELSCOPE_DOWNLOAD_PARALLEL_WORKERS": "4",
+        "MODELSCOPE_DOWNLOAD_PARALLEL_THRESHOLD_MB": "1",
+        "MODELSCOPE_DOWNLOAD_PART_SIZE_MB": "4",
+    }
     large = WEIGHTS * 4
     hub.repos["org/tiny"].revisions[COMMIT]["model.safetensors"] = large
     hub.cut["model.safetensors"] = [2_500_000, 2_500_000, 0, 0, 0, 0]

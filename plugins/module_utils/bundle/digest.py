@@ -98,9 +98,9 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise
 
 
-def same_device(first: Path, second: Path) -> bool:
-    """True when both paths lie on one file system, so that a hard link between them is possible."""
-    return first.stat().st_dev == second.stat().st_dev
+def device_of(path: Path) -> int:
+    """The file system a file or directory is on; hard links are possible within one only."""
+    return path.stat().st_dev
 
 
 def free_bytes(path: Path) -> int:

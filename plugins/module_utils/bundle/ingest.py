@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .digest import Progress, Stamps, free_bytes, write_atomically
+from .digest import Progress, Stamps, device_of, free_bytes, write_atomically
 from .layout import INDEX_FILE, LAYOUT_FILE, LAYOUT_VERSION, BundleError, blob_path, cache_dir, read_json
 from .lock import locked
 from .manifest import EMPTY_CONFIG, REF_NAME, TYPE_FILES, TYPE_MODEL, File, is_text_map, name_problem, split_reference
@@ -125,12 +125,12 @@ def _check_space(root: Path, stamps: Stamps, files: list[SourceFile]) -> None:
     place = root
     while not place.exists():
         place = place.parent
-    device = place.stat().st_dev
+    device = device_of(place)
     needed = 0
     for file in files:
         digest = stamps.vouches(file.location)
         present = digest is not None and blob_path(root, digest).exists()
-        if not present and file.location.stat().st_dev != device:
+        if not present and device_of(file.location) != device:
             needed += file.size
     free = free_bytes(root)
     if needed > free:
