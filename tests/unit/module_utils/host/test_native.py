@@ -1,0 +1,198 @@
+# Copyright: airgap.xinference engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The program that runs a native server, with a small program in the server's place, and the plans around it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator
+
+import pytest
+from ansible_collections.airgap.xinference.plugins.module_utils.host import (
+    definition,
+    native_ctl,
+    native_run,
+    release,
+    service,
+)
+
+# Like Xinference, it has a worker in a session of its own, which does not end with it.
+SERVER = """
+import os, subprocess, sys, time
+print("environment:", sorted(os.environ), flush=True)
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+time.sleep(float(os.environ["LIVES"]))
+sys.exit(7)
+"""
+
+
+def until(condition: Callable[[], Any], limit: float = 10.0) -> Any:
+    deadline = time.monotonic() + limit
+    while time.monotonic() < deadline:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.05)
+    raise AssertionError("it did not happen in time")
+
+
+def deploy(root: Path, **environment: str) -> Dict[str, Any]:
+    """Put a release in force whose server is the small program."""
+    wanted = {
+        "name": "xinference",
+        "manager": "supervisord",
+        "command": [sys.executable, "-c", SERVER],
+        "environment": {"LANG": "C.UTF-8", "LIVES": "60", **environment},
+        "directory": str(root),
+        "host": "127.0.0.1",
+        "port": 9,
+        "stop_timeout": 5,
+    }
+    files = definition.files(root, wanted, [], {})
+    release.make(root, files)
+    release.switch(root, release.identity(files))
+    (root / "run").mkdir(exist_ok=True)
+    return wanted
+
+
+@pytest.fixture
+def runner(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
+    started = []
+
+    def start() -> subprocess.Popen[bytes]:
+        with contextlib.suppress(FileNotFoundError):
+            (tmp_path / "run/server.json").unlink()
+        command = [str(tmp_path / "current/bin/run"), str(tmp_path)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        started.append(process)
+        until(lambda: (tmp_path / "run/server.json").exists())
+        until(lambda: len(list(native_run.family(tmp_path))) == 2)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+    native_run.sweep(tmp_path)
+
+
+def test_the_server_gets_exactly_the_environment_of_its_release(tmp_path: Path, runner: Any, monkeypatch: Any) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://nowhere:1")
+    deploy(tmp_path, WANTED="1")
+    process = runner()
+    process.send_signal(signal.SIGTERM)
+    printed = process.communicate(timeout=20)[0].decode()
+    assert f"environment: {['LANG', 'LIVES', 'WANTED', native_run.MARK]}" in printed
+
+
+def test_a_signal_ends_the_server_and_its_workers(tmp_path: Path, runner: Any) -> None:
+    deploy(tmp_path)
+    process = runner()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+    assert list(native_run.family(tmp_path)) == []
+    assert native_ctl.Native(tmp_path).last_exit()["asked"] is True
+
+
+def test_a_server_that_dies_takes_its_workers_along_and_counts_as_failed(tmp_path: Path, runner: Any) -> None:
+    deploy(tmp_path)
+    process = runner()
+    os.kill(native_ctl.Native(tmp_path).state().pid or 0, signal.SIGKILL)
+    assert process.wait(20) == 1
+    assert list(native_run.family(tmp_path)) == []
+    assert native_ctl.Native(tmp_path).last_exit()["code"] == -signal.SIGKILL
+
+
+def test_what_an_earlier_server_left_is_ended_before_the_next_starts(tmp_path: Path, runner: Any) -> None:
+    deploy(tmp_path)
+    first = runner()
+    first.kill()
+    first.wait()
+    left = set(native_run.family(tmp_path))
+    assert len(left) == 2
+    assert not native_ctl.Native(tmp_path).state().active
+    runner()
+    until(lambda: not left & set(native_run.family(tmp_path)))
+
+
+def test_plans_follow_what_runs_and_not_what_happened(tmp_path: Path, runner: Any) -> None:
+    deploy(tmp_path, ONE="1")
+    native = native_ctl.Native(tmp_path)
+    assert service.plan(native, "started", native.state(), native.digest).action == "start"
+    assert service.plan(native, "stopped", native.state(), native.digest).action == "none"
+    runner()
+    assert service.plan(native, "started", native.state(), native.digest).action == "none"
+    assert service.plan(native, "restarted", native.state(), native.digest).action == "restart"
+    assert service.plan(native, "stopped", native.state(), native.digest).action == "stop"
+    deploy(tmp_path, ONE="2")
+    native = native_ctl.Native(tmp_path)
+    step = service.plan(native, "started", native.state(), native.digest)
+    assert (step.action, step.reason) == ("restart", "environment ONE changed")
+
+
+def test_a_server_that_dies_while_it_is_waited_for_is_reported_with_its_log(tmp_path: Path, runner: Any) -> None:
+    deploy(tmp_path, LIVES="0.5")
+    native = native_ctl.Native(tmp_path)
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs/server.log").write_text("first\nthe reason\n")
+    began = time.time()
+    runner()
+    with pytest.raises(service.NotHealthy, match="ended with code 7") as caught:
+        service.wait(native, 20, since=began)
+    assert caught.value.log == "first\nthe reason"
+
+
+def test_another_program_on_the_port_does_not_pass_for_our_server(tmp_path: Path) -> None:
+    wanted = deploy(tmp_path)
+    assert not service.owns(native_ctl.Native(tmp_path), wanted["port"])
+
+
+def test_without_a_release_it_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(native_ctl.ServiceError, match="no release in force"):
+        native_ctl.Native(tmp_path)
+
+
+def test_supervisord_gets_no_socket_where_its_path_would_be_too_long(tmp_path: Path) -> None:
+    deep = tmp_path / ("deep" * 30)
+    deep.mkdir()
+    deploy(tmp_path)
+    deploy(deep)
+    assert len(str(tmp_path)) > 80 or "unix_http_server" in native_ctl.Native(tmp_path).supervisor_config()
+    assert "unix_http_server" not in native_ctl.Native(deep).supervisor_config()
+
+
+def test_managers_get_paths_with_odd_characters_right(tmp_path: Path) -> None:
+    root = tmp_path / "100% of it"
+    root.mkdir()
+    deploy(root)
+    native = native_ctl.Native(root)
+    assert f'"{root}/current/bin/run"'.replace("%", "%%") in native.unit()
+    assert f'"{root}/current/bin/run"'.replace("%", "%%") in native.supervisor_config()
+
+
+def test_the_end_of_a_log(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text("".join(f"line {number}\n" for number in range(1000)))
+    assert native_ctl.tail(path, 2) == "line 998\nline 999"
+    assert native_ctl.tail(path, 9, limit=9) == "line 999"
+    assert native_ctl.tail(tmp_path / "none", 5) == ""
+
+
+def test_the_program_answers_people(tmp_path: Path) -> None:
+    deploy(tmp_path)
+    asked = subprocess.run([str(tmp_path / "current/bin/xinferencectl"), "status"], stdout=subprocess.PIPE, check=False)
+    assert (asked.returncode, asked.stdout) == (3, b"not running\n")
+
+
+def test_the_definition_is_json_that_people_can_read(tmp_path: Path) -> None:
+    wanted = deploy(tmp_path)
+    assert json.loads((tmp_path / "current/service.json").read_text()) == wanted

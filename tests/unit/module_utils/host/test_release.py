@@ -1,0 +1,79 @@
+# Copyright: airgap.xinference engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Releases are immutable, appear at once, and are named after what they hold."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+from ansible_collections.airgap.xinference.plugins.module_utils.host import definition, release
+from ansible_collections.airgap.xinference.plugins.module_utils.host.release import Entry
+
+FILES = {"service.json": Entry("{}\n", 0o400), "bin/run": Entry("#!/bin/sh\n", 0o555)}
+SERVICE = {
+    "name": "xinference",
+    "manager": "auto",
+    "command": ["/opt/x/venvs/1/bin/python", "serve"],
+    "environment": {"XINFERENCE_HOME": "/opt/x/home"},
+    "directory": "/opt/x/home",
+    "host": "127.0.0.1",
+    "port": 9997,
+    "stop_timeout": 30,
+}
+
+
+def test_a_release_is_written_once_and_put_in_force(tmp_path: Path) -> None:
+    wanted = release.identity(FILES)
+    assert release.current(tmp_path) is None
+    assert release.make(tmp_path, FILES) and release.switch(tmp_path, wanted)
+    assert not release.make(tmp_path, FILES) and not release.switch(tmp_path, wanted)
+    assert release.current(tmp_path) == wanted
+    assert stat.S_IMODE((tmp_path / "current/bin/run").stat().st_mode) == 0o555
+    assert [path.name for path in (tmp_path / "releases").iterdir()] == [wanted]
+
+
+def test_a_release_that_was_tampered_with_is_written_again(tmp_path: Path) -> None:
+    release.make(tmp_path, FILES)
+    path = tmp_path / "releases" / release.identity(FILES) / "service.json"
+    path.chmod(0o600)
+    path.write_text("{'by': 'hand'}")
+    assert release.make(tmp_path, FILES)
+    assert path.read_text() == "{}\n"
+    assert len(list((tmp_path / "releases").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {**FILES, "service.json": Entry("{ }\n", 0o400)},
+        {**FILES, "bin/run": Entry("#!/bin/sh\n", 0o500)},
+        {"bin/run": FILES["bin/run"]},
+    ],
+)
+def test_another_content_is_another_release(other: dict) -> None:
+    assert release.identity(other) != release.identity(FILES)
+
+
+def test_models_are_part_of_the_release_and_not_of_the_definition_of_the_server() -> None:
+    one = definition.files(Path("/opt/x"), SERVICE, [], {})
+    two = definition.files(Path("/opt/x"), SERVICE, [{"model_uid": "minilm"}], {})
+    assert release.identity(one) != release.identity(two)
+    assert definition.digest(one) == definition.digest(two)
+
+
+def test_a_variable_is_part_of_the_definition_of_the_server() -> None:
+    one = definition.files(Path("/opt/x"), SERVICE, [], {})
+    environment = {"XINFERENCE_HOME": "/opt/x/other"}
+    two = definition.files(Path("/opt/x"), {**SERVICE, "environment": environment}, [], {})
+    assert definition.digest(one) != definition.digest(two)
+
+
+def test_a_diff_shows_what_changes_and_no_secret() -> None:
+    before = {"service.json": '"A": "1"\n"S3_TOKEN": "old"\n', "bin/run": "one"}
+    after = {"service.json": '"A": "2"\n"S3_TOKEN": "new"\n', "bin/run": "two"}
+    (shown,) = release.difference(before, after)
+    assert '"A": "1"' in shown["before"] and '"A": "2"' in shown["after"]
+    assert "old" not in shown["before"] and "new" not in shown["after"]
