@@ -65,7 +65,7 @@ class ActionModule(ActionBase):
         findings += judge_host(needs, facts, bundle, artifacts) if "place" in facts else [_unusable(facts)]
         rows = [finding.row() for finding in findings]
         if findings and not options["report_only"]:
-            raise AnsibleActionFail(report(host, findings), result={"findings": rows})
+            raise AnsibleActionFail(report(host, findings))
         result.update(changed=False, findings=rows, msg=report(host, findings) if findings else f"{host} is ready")
         return result
 

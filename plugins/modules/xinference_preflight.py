@@ -89,8 +89,8 @@ EXAMPLES = r"""
 
 RETURN = r"""
 findings:
-  description: Everything that is in the way, empty when the host is ready.
-  returned: always
+  description: Everything that is in the way, empty when the host is ready. On failure the message has it.
+  returned: success
   type: list
   elements: dict
   contains:

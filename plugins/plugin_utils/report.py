@@ -26,8 +26,9 @@ RAGFLOW_TYPES = {"LLM": "chat", "embedding": "embedding", "rerank": "rerank", "a
 class Row:
     """One model on one host, or a host of which nothing is known.
 
-    `state` is `ok` (its probe passed), `not probed`, `failed`, `missing` or `not verified`; `latency_s` is how long the
-    probe's request took; `detail` says what the probe saw, or what is wrong.
+    `state` is `ok` (its probe passed), `not probed`, `failed`, `missing`, `not verified`, or what the server says of a
+    model that is not ready; `latency_s` is how long the probe's request took; `detail` says what the probe saw, or what
+    is wrong.
     """
 
     host: str
@@ -89,28 +90,26 @@ def rows_of(host: str, endpoint: str, models: Iterable[Mapping[str, Any]], healt
 
     `health` is the result of the module `xinference_health` there; empty when the host was not reached.
     """
-    wanted = {str(entry["model_uid"]): entry for entry in models if entry.get("enabled", True)}
-    shown = {str(entry["model_uid"]): entry for entry in health.get("models") or []}
-    why = str(health.get("msg") or "the host was not reached, or an earlier step failed there")
-    if not shown and (health.get("msg") or not health):
-        return [Row(host, "", "", "not verified", None, endpoint, why)]
-    return [_row(host, endpoint, uid, entry, shown.get(uid)) for uid, entry in wanted.items()]
+    if not health.get("reachable"):
+        why = health.get("msg") or "the host was not reached, or an earlier step failed there"
+        return [Row(host, "", "", "not verified", None, endpoint, str(why))]
+    return [_row(host, endpoint, entry, health) for entry in models if entry.get("enabled", True)]
 
 
-def _row(host: str, endpoint: str, uid: str, entry: Mapping[str, Any], shown: Mapping[str, Any] | None) -> Row:
-    """One model: as the inventory wants it, and as the server shows it with the result of its probe."""
-    kind = str(entry.get("model_type", "LLM"))
-    if shown is None:
-        return Row(host, uid, kind, "missing", None, endpoint, "the server does not run it")
-    probe = shown.get("probe")
-    if not isinstance(probe, Mapping):
-        return Row(host, uid, kind, SKIPPED, None, endpoint, str(shown.get("state", "")))
-    if probe.get("skipped"):
-        return Row(host, uid, kind, SKIPPED, None, endpoint, str(probe["skipped"]))
-    seconds = probe.get("latency_s")
-    if probe.get("ok"):
-        return Row(host, uid, kind, GOOD, seconds, endpoint, str(probe.get("detail") or ""))
-    return Row(host, uid, kind, "failed", seconds, endpoint, str(probe.get("error") or probe.get("detail") or ""))
+def _row(host: str, endpoint: str, entry: Mapping[str, Any], health: Mapping[str, Any]) -> Row:
+    """One model: as the inventory wants it, as the server shows it, and what its probe found."""
+    uid = str(entry["model_uid"])
+    shown = (health.get("models") or {}).get(uid) or {}
+    probe = (health.get("probes") or {}).get(uid) or {}
+    kind = str((shown.get("model") or {}).get("model_type") or entry.get("model_type", "LLM"))
+    known = (host, uid, kind)
+    if not shown:
+        return Row(*known, "missing", None, endpoint, "the server does not run it")
+    if shown.get("state") != "ready":
+        return Row(*known, str(shown.get("state")), None, endpoint, str(shown.get("error") or ""))
+    state = {"passed": GOOD, "skipped": SKIPPED}.get(str(probe.get("state")), "failed")
+    detail = probe.get("error") or probe.get("detail") or health.get("msg") or ""
+    return Row(*known, state, probe.get("latency_s"), endpoint, str(detail))
 
 
 def latency(seconds: float | None) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Callable
 
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import Artifact, Bundle
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.sizes import size_text
-from ansible_collections.airgap.xinference.plugins.module_utils.bundle.transfer import transfer_plan, travelling
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.transfer import Step, transfer_plan, travelling
 
 from .progress import Progress, duration_text
 from .transport import Transport, TransportError
@@ -73,33 +73,32 @@ def ship(
     transports: list[Transport] = []
     damaged: set[str] = set()
     failure: TransportError | None = None
-    left: int | None = None
+    before: int | None = None
     for _round in range(ROUNDS):
         answer = shipment.answer
         if not answer["missing"]:
             return shipment
         _refuse_twice_damaged(answer, damaged)
-        _refuse_small_disk(answer, missing_blobs(artifacts, answer) if left is None else answer["missing"])
-        steps = travelling(transfer_plan(answer["missing"], (), answer["partial"]))
-        travels = sum(step.travels for step in steps)
-        if failure is not None and left is not None and travels >= left:
+        _refuse_small_disk(answer, missing_blobs(artifacts, answer) if before is None else answer["missing"])
+        left = sum(answer["missing"].values()) - sum(answer["partial"].values())
+        if failure is not None and before is not None and left >= before:
             transports.pop(0)
             if not transports:
                 raise ShippingError(f"{failure}. Nothing more arrived; what did stays there for the next run.")
             say(f"{label}: {failure}; going on with {transports[0].name}")
         transports = transports or connect(answer)
-        progress = Progress(label, travels, say)
-        failure = None
+        steps = _steps(answer, transports[0])
+        travels = sum(step.travels for step in steps)
+        failure, before = None, left
         try:
-            transports[0].send(steps, progress)
+            transports[0].send(steps, Progress(label, travels, say))
         except TransportError as error:
             failure = error
-        if travels and transports[0].name not in shipment.transports:
+        if steps and transports[0].name not in shipment.transports:
             shipment.transports.append(transports[0].name)
         shipment.answer = ask()
         _count(shipment, shipment.answer)
-        left = travels
-        shipment.sent_bytes += travels - (_still_missing(steps, shipment.answer) if failure else 0)
+        shipment.sent_bytes += travels - (_not_arrived(steps, shipment.answer) if failure else 0)
     raise ShippingError(f"Still missing after {ROUNDS} attempts: {_some(shipment.answer['missing'])}.")
 
 
@@ -121,7 +120,13 @@ def _count(shipment: Shipment, answer: Answer) -> None:
     shipment.changed = shipment.changed or answer["changed"]
 
 
-def _still_missing(steps: list[Any], answer: Answer) -> int:
+def _steps(answer: Answer, transport: Transport) -> list[Step]:
+    """What this transport has to do: one that cannot resume begins every unfinished blob again."""
+    partial = answer["partial"] if transport.resumes else {}
+    return travelling(transfer_plan(answer["missing"], (), partial))
+
+
+def _not_arrived(steps: list[Step], answer: Answer) -> int:
     """Bytes of a broken transfer that did not arrive."""
     return sum(
         max(0, step.size - answer["partial"].get(step.digest, 0)) for step in steps if step.digest in answer["missing"]

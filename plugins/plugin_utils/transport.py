@@ -40,6 +40,8 @@ class Transport(Protocol):
     """A way to a host."""
 
     name: str
+    resumes: bool
+    """Whether it can go on in the middle of a blob."""
 
     def send(self, steps: list[Step], progress: Progress) -> None:
         """Carry out steps that travel. Raises TransportError."""
@@ -49,6 +51,7 @@ class PutFile:
     """Files through the connection plugin; small ones go in packs, because each call costs a round trip or more."""
 
     name = "put_file"
+    resumes = False
 
     def __init__(self, connection: Any, bundle: Bundle, target: str, temporary: str) -> None:
         self._connection = connection
@@ -57,7 +60,7 @@ class PutFile:
         self._temporary = temporary
 
     def send(self, steps: list[Step], progress: Progress) -> None:
-        """Send each step's whole blob: connection plugins cannot go on in the middle of a file."""
+        """Send the whole blob of each step."""
         for number, group in enumerate(batches(steps)):
             if len(group) == 1:
                 self._put(self._bundle.blob_path(group[0].digest), _encoded(group[0]))
@@ -87,6 +90,7 @@ class Rsync:
     """One rsync for all blobs: it appends to what an earlier attempt left, and writes straight into the target."""
 
     name = "rsync"
+    resumes = True
 
     def __init__(self, executable: str, ssh: SshCommand, bundle: Bundle, target: str, temporary: str) -> None:
         self._executable = executable
