@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from typing import List
 
 import pytest
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle import digest
@@ -32,7 +33,7 @@ def test_hashing_and_copying_agree_at_every_size(tmp_path: Path, size: int) -> N
     content = os.urandom(size)
     source = tmp_path / "source"
     source.write_bytes(content)
-    told = []
+    told: List[int] = []
     assert hash_file(source, told.append) == hash_bytes(content) == reference(content)
     assert sum(told) == size
     assert copy_and_hash(source, tmp_path / "copy") == reference(content)

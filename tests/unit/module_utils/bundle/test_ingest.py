@@ -9,7 +9,7 @@ import json
 import os
 import socket
 from pathlib import Path
-from typing import Dict, List
+from typing import Any, Dict, List
 
 import pytest
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle import ingest, writer
@@ -214,6 +214,7 @@ def test_a_failed_build_leaves_the_old_bundle(tmp_path: Path, model: Path, monke
 
 
 def test_every_problem_of_every_request_in_one_error(tmp_path: Path, model: Path) -> None:
+    not_text: Any = {"a": 1}
     hostile = tmp_path / "hostile"
     (hostile / "empty").mkdir(parents=True)
     (hostile / "leaves").symlink_to(tmp_path / "model" / "config.json")
@@ -232,7 +233,7 @@ def test_every_problem_of_every_request_in_one_error(tmp_path: Path, model: Path
                 Request("Models", "tiny", str(model)),
                 Request("models", "tiny", str(model)),
                 Request("models", "tiny", str(model)),
-                Request("models", "marks", str(model), {"a": 1}),  # type: ignore[dict-item]
+                Request("models", "marks", str(model), not_text),
             ],
             tmp_path / "bundle",
         )
