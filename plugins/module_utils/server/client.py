@@ -50,6 +50,11 @@ class Client:
         """HTTP requests sent so far, repeated ones included."""
         return self._http.requests_made
 
+    @property
+    def has_credentials(self) -> bool:
+        """Whether it was given a key or a login."""
+        return self._http.has_credentials
+
     # -- the server
 
     def version(self) -> str:

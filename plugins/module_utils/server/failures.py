@@ -230,6 +230,13 @@ ROWS: Tuple[Row, ...] = (
         "Use 1 to 100 characters without a slash, not ending in -rep and a number.",
     ),
     _row(
+        "definition-fields",
+        r"validation errors? for Custom\w+\s+(?P<field>\S.*?)\s+"
+        r"(?P<reason>field required|unexpected value|value is not)",
+        "The definition of the custom model does not fit this version of Xinference: {field}: {reason}.",
+        "Compare it with GET /v1/model_registrations/<type>/<name> of a built-in model of the same type.",
+    ),
+    _row(
         "worker-unknown",
         r"Worker ip address (?P<address>\S+) is not in the cluster",
         "No worker with the address {address} has joined this server.",

@@ -27,6 +27,8 @@ class Features:
     engine_types: model types that have a choice of engine, which `/v1/engines` explains.
     engine_required: model types that cannot be launched without `model_engine`.
     specs_types: model types whose registration holds `model_specs` instead of `model_id` and `model_revision`.
+    definition_version: schema of a registration: 2 has `version: 2` and one spec a quantization, 1 lists
+        `quantizations` in a spec.
     model_shows_engine: `/v1/models` shows `model_engine` for every type, not only for LLM.
     virtual_env_default: every launch installs packages unless XINFERENCE_ENABLE_VIRTUAL_ENV=0.
     autostart: the server itself can launch models again after a restart.
@@ -40,6 +42,7 @@ class Features:
     engine_types: FrozenSet[str] = frozenset({"LLM"})
     engine_required: FrozenSet[str] = frozenset({"LLM"})
     specs_types: FrozenSet[str] = frozenset({"LLM"})
+    definition_version: int = 1
     model_shows_engine: bool = False
     virtual_env_default: bool = False
     autostart: bool = False
@@ -54,8 +57,8 @@ def _types(*names: str) -> FrozenSet[str]:
 CHANGES: Tuple[Tuple[Tuple[int, int], Dict[str, Any]], ...] = (
     # api/restful_api.py: /v1/engines/{model_type}/{model_name}; model/embedding/ has engines
     ((1, 7), {"engines_by_type": True, "engine_types": _types("LLM", "embedding")}),
-    # model/embedding/core.py: EmbeddingModelFamilyV2.model_specs
-    ((1, 8), {"specs_types": _types("LLM", "embedding")}),
+    # model/embedding/core.py: EmbeddingModelFamilyV2.model_specs; model/llm/llm_family.py: LLMFamilyV2
+    ((1, 8), {"specs_types": _types("LLM", "embedding"), "definition_version": 2}),
     # model/rerank/core.py: create_rerank_model_instance(model_engine=...), RerankModelFamilyV2.model_specs
     (
         (1, 9),

@@ -62,7 +62,10 @@ class Health:
 
 
 def look_at(client: Client, required: Sequence[str] = (), workers: int = 1) -> Health:
-    """Ask once. `required` are the uids that must serve, `workers` how many must have joined."""
+    """Ask once. `required` are the uids that must serve, `workers` how many must have joined.
+
+    A server that asks for credentials is looked at from outside only when there are none and no model is required.
+    """
     health = Health(client.endpoint)
     try:
         status = client.status()
@@ -72,6 +75,8 @@ def look_at(client: Client, required: Sequence[str] = (), workers: int = 1) -> H
         if len(health.workers) < workers:
             health._trouble(f"{len(health.workers)} of {workers} workers have joined {client.endpoint}.")
         health.auth = client.auth_enabled()
+        if health.auth and not client.has_credentials and not required:
+            return health  # More is not to be had without a key; that it answers is what was asked.
         health.version = client.version()
         health.supported = supported(health.version)
         _add_gpus(health, client.cluster_info())

@@ -96,6 +96,11 @@ class Transport:
         # The server drops idle connections after five seconds; a write sent on one just then would be lost.
         self._session.headers.update({"Connection": "close", "Accept": "application/json, */*"})
 
+    @property
+    def has_credentials(self) -> bool:
+        """Whether it was given a key or a login."""
+        return bool(self._key or self._username)
+
     def auth_enabled(self) -> bool:
         """Whether the server asks for credentials; asked once, without sending any."""
         if self._auth is None:
@@ -232,6 +237,8 @@ class Transport:
             return f"{said} Wait until the ban ends (an hour by default), or restart the server."
         if status == 403 and "API keys" in detail:
             return f"{said} Give username and password instead of api_key."
+        if path == "/v1/admin/setup":
+            return said
         if status == 403:
             return f"{said} Use an account that has this permission."
         if self._username:

@@ -1,0 +1,179 @@
+#!/usr/bin/python
+# Copyright: airgap.xinference engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Module xinference_model_info; what it returns is put together by module_utils/server/running.py."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: xinference_model_info
+short_description: List the models of an Xinference server
+version_added: "0.1.0"
+author: airgap.xinference engineers (@airgap)
+description:
+  - Returns every model that the server knows, also those being launched and those whose launch failed.
+  - The server never tells the path of a model nor its engine options.
+options:
+  model_uid:
+    description:
+      - Return only this model; RV(models) is empty when the server does not know it.
+    type: str
+  engines_of:
+    description:
+      - Also return the engines that the server has for a model, and why others cannot be used.
+    type: dict
+    suboptions:
+      model_type:
+        description: Type of the model.
+        type: str
+        required: true
+      model_name:
+        description: Name of the model, built-in or registered.
+        type: str
+        required: true
+extends_documentation_fragment:
+  - airgap.xinference.attributes.info
+  - airgap.xinference.server
+attributes: {}
+seealso:
+  - module: airgap.xinference.xinference_health
+"""
+
+EXAMPLES = r"""
+- name: What does the server run?
+  airgap.xinference.xinference_model_info:
+  register: served
+
+- name: Why can vLLM not be used?
+  airgap.xinference.xinference_model_info:
+    engines_of:
+      model_type: LLM
+      model_name: qwen2.5-instruct
+  register: asked
+"""
+
+RETURN = r"""
+models:
+  description: The models, in the order of their uids.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    model_uid:
+      description: Name under which it serves.
+      type: str
+      returned: always
+      sample: minilm
+    state:
+      description: V(ready), V(starting), V(stopping), V(failed), or V(lost) (said to run and not listed).
+      type: str
+      returned: always
+      sample: ready
+    status:
+      description: The server's own word for it; null where it has none.
+      type: str
+      returned: always
+      sample: READY
+    progress:
+      description: How far the launch is, between 0 and 1.
+      type: float
+      returned: while it is starting
+      sample: 0.5
+    replicas:
+      description: States of its replicas, where the server tells (1.14 and later).
+      type: list
+      elements: str
+      returned: always
+      sample: [READY]
+    error:
+      description: Why its launch failed, where the server tells (1.14 and later).
+      type: str
+      returned: always
+      sample: ""
+    model:
+      description: Its entry in the server's list of models; null when it is not listed.
+      type: dict
+      returned: always
+      sample:
+        id: minilm
+        model_name: all-MiniLM-L6-v2
+        model_type: embedding
+        dimensions: 384
+        replica: 1
+engines:
+  description: By engine, a list of what it offers, or the reason why it cannot be used.
+  returned: when O(engines_of) is given
+  type: dict
+  sample:
+    Transformers:
+      - model_format: pytorch
+        model_size_in_billions: "0_5"
+        quantizations: [none]
+    vLLM: "Failed to import vLLM: No module named 'vllm'"
+version:
+  description: Version of the server.
+  returned: always
+  type: str
+  sample: 4.1.0
+requests:
+  description: How many requests were sent to the server.
+  returned: always
+  type: int
+  sample: 3
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.airgap.xinference.plugins.module_utils._ansible import (
+    SERVER_OPTIONS,
+    SERVER_TOGETHER,
+    client_from,
+    failing,
+)
+from ansible_collections.airgap.xinference.plugins.module_utils.server.client import ServerError
+from ansible_collections.airgap.xinference.plugins.module_utils.server.running import look
+
+
+def main() -> None:
+    """Entry point."""
+    module = AnsibleModule(
+        argument_spec={
+            **SERVER_OPTIONS,
+            "model_uid": {"type": "str"},
+            "engines_of": {
+                "type": "dict",
+                "options": {
+                    "model_type": {"type": "str", "required": True},
+                    "model_name": {"type": "str", "required": True},
+                },
+            },
+        },
+        required_together=SERVER_TOGETHER,
+        supports_check_mode=True,
+    )
+    client = client_from(module)
+    result = {"changed": False, "models": []}
+    with failing(module, ServerError):
+        for uid, found in sorted(look(client).items()):
+            if module.params["model_uid"] not in (None, uid):
+                continue
+            entry = {
+                "model_uid": uid,
+                "state": found.state,
+                "status": found.status,
+                "replicas": list(found.replicas),
+                "error": found.error,
+                "model": dict(found.model) if found.model is not None else None,
+            }
+            if found.state == "starting":
+                entry["progress"] = client.progress(uid)
+            result["models"].append(entry)
+        wanted = module.params["engines_of"]
+        if wanted:
+            result["engines"] = client.engines(wanted["model_type"], wanted["model_name"])
+        result["version"] = client.version()
+    module.exit_json(requests=client.requests_made, **result)
+
+
+if __name__ == "__main__":
+    main()
