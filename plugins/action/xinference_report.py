@@ -17,14 +17,8 @@ from ansible_collections.airgap.xinference.plugins.plugin_utils import report
 
 display = Display()
 
-HOST = {
-    "host": {"type": "str", "required": True},
-    "endpoint": {"type": "str", "required": True},
-    "models": {"type": "list", "elements": "dict", "default": []},
-    "health": {"type": "dict", "default": {}},
-}
 ARGUMENTS = {
-    "hosts": {"type": "list", "elements": "dict", "options": HOST, "required": True},
+    "results": {"type": "dict", "required": True},
     "path": {"type": "str"},
 }
 
@@ -39,11 +33,9 @@ class ActionModule(ActionBase):
         """Show the table and the settings, write the file, and fail when something did not prove that it works."""
         result = super().run(tmp, task_vars)
         _validation, options = self.validate_argument_spec(argument_spec=ARGUMENTS)
-        rows: list[report.Row] = []
-        asks_for_key: dict[str, bool] = {}
-        for entry in options["hosts"]:
-            rows += report.rows_of(entry["host"], entry["endpoint"], entry["models"], entry["health"])
-            asks_for_key[entry["endpoint"]] = bool(entry["health"].get("auth"))
+        results = {host: health or {} for host, health in options["results"].items()}
+        rows = [row for host, health in results.items() for row in report.rows_of(host, health)]
+        asks_for_key = {health.get("endpoint"): bool(health.get("auth")) for health in results.values()}
         found = report.Report(rows)
         content = found.as_dict()
         lines = report.table(rows)

@@ -19,29 +19,10 @@ description:
   - Runs on the controller and talks to no host; the role P(airgap.xinference.xinference_verify#role) runs it once for
     all hosts.
 options:
-  hosts:
-    description: What is known of every host.
-    type: list
-    elements: dict
+  results:
+    description: What M(airgap.xinference.xinference_health) returned, by host; empty for a host that was not reached.
+    type: dict
     required: true
-    suboptions:
-      host:
-        description: Name of the host.
-        type: str
-        required: true
-      endpoint:
-        description: Address that clients use.
-        type: str
-        required: true
-      models:
-        description: The models the host shall serve, as in the inventory.
-        type: list
-        elements: dict
-        default: []
-      health:
-        description: Result of M(airgap.xinference.xinference_health) there; empty when the host was not reached.
-        type: dict
-        default: {}
   path:
     description: File on the controller to write the report to. Not written in check mode.
     type: str
@@ -62,11 +43,9 @@ author:
 EXAMPLES = r"""
 - name: Show what the hosts serve
   airgap.xinference.xinference_report:
-    hosts:
-      - host: gpu1
-        endpoint: http://gpu1:9997
-        models: "{{ xinference_models }}"
-        health: "{{ health }}"
+    results:
+      gpu1: "{{ hostvars.gpu1.health }}"
+      gpu2: "{{ hostvars.gpu2.health }}"
     path: report.json
 """
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -85,31 +85,30 @@ class Report:
         return groups
 
 
-def rows_of(host: str, endpoint: str, models: Iterable[Mapping[str, Any]], health: Mapping[str, Any]) -> list[Row]:
-    """The rows of one host: one for each enabled model of its inventory.
+def rows_of(host: str, health: Mapping[str, Any]) -> list[Row]:
+    """The rows of one host: one for each model that was to be probed there.
 
     `health` is the result of the module `xinference_health` there; empty when the host was not reached.
     """
+    endpoint = str(health.get("endpoint") or "-")
     if not health.get("reachable"):
-        why = health.get("msg") or "the host was not reached, or an earlier step failed there"
+        why = health.get("msg") or "it was not reached, or an earlier step failed there"
         return [Row(host, "", "", "not verified", None, endpoint, str(why))]
-    return [_row(host, endpoint, entry, health) for entry in models if entry.get("enabled", True)]
+    shown = health.get("models") or {}
+    return [
+        _row(host, endpoint, uid, shown.get(uid) or {}, probe) for uid, probe in (health.get("probes") or {}).items()
+    ]
 
 
-def _row(host: str, endpoint: str, entry: Mapping[str, Any], health: Mapping[str, Any]) -> Row:
-    """One model: as the inventory wants it, as the server shows it, and what its probe found."""
-    uid = str(entry["model_uid"])
-    shown = (health.get("models") or {}).get(uid) or {}
-    probe = (health.get("probes") or {}).get(uid) or {}
-    kind = str((shown.get("model") or {}).get("model_type") or entry.get("model_type", "LLM"))
-    known = (host, uid, kind)
+def _row(host: str, endpoint: str, uid: str, shown: Mapping[str, Any], probe: Mapping[str, Any]) -> Row:
+    """One model: as the server shows it, and what its probe found."""
+    known = (host, uid, str((shown.get("model") or {}).get("model_type") or "-"))
     if not shown:
         return Row(*known, "missing", None, endpoint, "the server does not run it")
     if shown.get("state") != "ready":
         return Row(*known, str(shown.get("state")), None, endpoint, str(shown.get("error") or ""))
     state = {"passed": GOOD, "skipped": SKIPPED}.get(str(probe.get("state")), "failed")
-    detail = probe.get("error") or probe.get("detail") or health.get("msg") or ""
-    return Row(*known, state, probe.get("latency_s"), endpoint, str(detail))
+    return Row(*known, state, probe.get("latency_s"), endpoint, str(probe.get("error") or probe.get("detail") or ""))
 
 
 def latency(seconds: float | None) -> str:

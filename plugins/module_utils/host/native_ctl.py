@@ -19,12 +19,12 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence
 
-if __name__ == "__main__":
-    import native_run
-else:
+if TYPE_CHECKING or __name__ != "__main__":
     from . import native_run
+else:
+    import native_run
 
 SOCKET_LIMIT = 100
 """Bytes a path of a unix socket may have; the kernel ends at 107."""
