@@ -1,0 +1,179 @@
+# Copyright: airgap.xinference engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The loop that ships a host: it ends complete, or with a message, whatever happens on the way."""
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.digest import hash_bytes
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.manifest import Artifact, Blob
+from ansible_collections.airgap.xinference.plugins.plugin_utils.progress import Progress, duration_text
+from ansible_collections.airgap.xinference.plugins.plugin_utils.shipping import (
+    ROUNDS,
+    ShippingError,
+    missing_blobs,
+    ship,
+    summary,
+)
+from ansible_collections.airgap.xinference.plugins.plugin_utils.transport import TransportError
+
+MANIFEST, ONE, TWO = (hash_bytes(name) for name in (b"manifest", b"one", b"two"))
+SIZES = {MANIFEST: 10, ONE: 1000, TWO: 2000}
+ARTIFACT = Artifact("models", "m", MANIFEST, 3000, "", blobs=tuple(Blob(*item) for item in SIZES.items()))
+
+
+class Host:
+    """A host as the store module describes it: it only asks for blobs once it has the manifest."""
+
+    def __init__(self, free=10**9):
+        self.has, self.partial, self.damaged, self.free, self.questions = set(), {}, {}, free, 0
+
+    def ask(self):
+        self.questions += 1
+        wanted = SIZES if MANIFEST in self.has else {MANIFEST: 10}
+        missing = {digest: size for digest, size in wanted.items() if digest not in self.has}
+        damaged, self.damaged = self.damaged, {}
+        return {
+            "changed": bool(missing or damaged or self.questions > 1),
+            "missing": missing,
+            "partial": {digest: got for digest, got in self.partial.items() if digest in missing},
+            "damaged": damaged,
+            "hashed_bytes": 7,
+            "blobs": 1,
+            "made": [],
+            "artifacts": {},
+            "receive": {"path": "/site/partial", "free_bytes": self.free, "rsync": ""},
+        }
+
+
+class Way:
+    """A transport that delivers to a Host, after going through `faults`, one for each call."""
+
+    def __init__(self, host, name="way", resumes=True, faults=()):
+        self.host, self.name, self.resumes, self.faults, self.sent = host, name, resumes, list(faults), []
+
+    def send(self, steps, progress):
+        fault = self.faults.pop(0) if self.faults else None
+        if fault:
+            fault(self.host, steps)
+        self.sent.append([(step.digest, step.travels) for step in steps])
+        self.host.has.update(step.digest for step in steps if step.digest not in self.host.damaged)
+        progress.add(sum(step.travels for step in steps))
+
+
+def cut(arrived):
+    """A transfer that breaks off after `arrived` bytes of the first blob."""
+
+    def fault(host, steps):
+        host.partial[steps[0].digest] = arrived
+        raise TransportError("the line was cut")
+
+    return fault
+
+
+def spoil(host, steps):
+    """A transfer in which the first blob is damaged."""
+    host.damaged[steps[0].digest] = "content received is wrong"
+
+
+def run(host, *ways, lines=None):
+    return ship([ARTIFACT], host.ask, lambda answer: list(ways), "site1", (lines if lines is not None else []).append)
+
+
+def test_manifests_first_then_blobs_then_done():
+    host = Host()
+    way = Way(host)
+    done = run(host, way)
+    assert way.sent == [[(MANIFEST, 10)], [(ONE, 1000), (TWO, 2000)]] and host.questions == 3
+    assert (done.sent_bytes, done.hashed_bytes, done.blobs, done.transports) == (3010, 21, 3, ["way"])
+
+
+def test_a_complete_host_costs_one_question_and_no_transport():
+    host = Host()
+    host.has.update(SIZES)
+    done = ship([ARTIFACT], host.ask, None, "site1", print)
+    assert (host.questions, done.sent_bytes, done.changed) == (1, 0, False)
+    assert summary(done, 3010, 0.1) == "2.9 KiB are there already; nothing was sent or read"
+
+
+def test_what_is_missing_counts_whole_artifacts_while_their_manifest_is_unknown():
+    assert missing_blobs([ARTIFACT], Host().ask()) == SIZES
+
+
+def test_a_cut_transfer_goes_on_where_it_stopped():
+    host = Host()
+    way = Way(host, faults=[None, cut(400), cut(900)])
+    done = run(host, way)
+    assert way.sent[-1] == [(ONE, 100), (TWO, 2000)] and done.sent_bytes == 3010
+
+
+def test_a_transport_that_cannot_resume_begins_the_blob_again():
+    host = Host()
+    way = Way(host, resumes=False, faults=[None, cut(400)])
+    run(host, way)
+    assert way.sent[-1] == [(ONE, 1000), (TWO, 2000)]
+
+
+def test_a_transport_that_moves_nothing_gives_way_to_the_next():
+    host, lines = Host(), []
+    first, second = Way(host, "rsync", faults=[cut(0), cut(0)]), Way(host, "put_file")
+    host.partial = {}
+    done = run(host, first, second, lines=lines)
+    assert first.sent == [] and done.transports == ["rsync", "put_file"]
+    assert lines == ["site1: the line was cut; going on with put_file"]
+
+
+def test_when_nothing_moves_any_more_the_reason_is_the_message():
+    host = Host()
+    with pytest.raises(ShippingError, match=r"the line was cut\. Nothing more arrived"):
+        run(host, Way(host, faults=[None, *[cut(100)] * 5]))
+
+
+def test_a_blob_damaged_on_the_way_is_sent_once_more_and_then_named():
+    host = Host()
+    way = Way(host, faults=[None, spoil])
+    run(host, way)
+    assert way.sent[-1] == [(ONE, 1000)]
+    host = Host()
+    with pytest.raises(ShippingError, match=f"damaged twice: {ONE}"):
+        run(host, Way(host, faults=[None, spoil, spoil]))
+
+
+def test_too_little_disk_is_known_before_anything_is_sent():
+    host = Host(free=2000)
+    way = Way(host)
+    with pytest.raises(ShippingError, match=r"2\.9 KiB are needed, 2\.0 KiB are free"):
+        run(host, way)
+    assert way.sent == []
+
+
+def test_it_never_goes_on_for_ever():
+    host = Host()
+    host.ask_really = host.ask
+
+    def greedy():
+        host.has.clear()
+        return host.ask_really()
+
+    host.ask = greedy
+    with pytest.raises(ShippingError, match=f"after {ROUNDS} attempts"):
+        run(host, Way(host))
+
+
+def test_progress_speaks_at_intervals_only():
+    now, lines = [0.0], []
+    progress = Progress("site1", 900, lines.append, interval=5, clock=lambda: now[0])
+    for second in range(1, 11):
+        now[0] = second
+        progress.add(90)
+    assert lines == ["site1: 450 B of 900 B (50 %), 90 B/s, 5.0 s left", "site1: 900 B of 900 B (100 %), 90 B/s"]
+    progress.reach(400)
+    assert progress.done == 900
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.44, "0.4 s"), (12.4, "12 s"), (185, "3 min 5 s"), (7620, "2 h 7 min")]
+)
+def test_durations_are_for_people(seconds, text):
+    assert duration_text(seconds) == text
