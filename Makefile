@@ -65,18 +65,21 @@ integration: test-tools ## Run the integration tests against real servers
 
 # --- demo -------------------------------------------------------------------------------------------------------------
 
+# DEMO_ARGS goes to ansible-playbook, for example DEMO_ARGS="-e xinference_port=19997" where 9997 is taken.
 DEMO := build/demo
+DEMO_ARGS ?=
+DEMO_PLAYBOOK := ansible-playbook -i inventories/quickstart $(DEMO_ARGS)
 WEIGHTS := $(DEMO)/weights/.fetched
 
 .PHONY: demo demo-stop python-fits
 demo: DEMO_START := $(shell date +%s)
 demo: python-fits controller $(WEIGHTS) ## Bundle, ship, serve and verify a real model on this machine, as any user
-	@ansible-playbook -i inventories/quickstart playbooks/bundle.yml
-	@ansible-playbook -i inventories/quickstart playbooks/site.yml
+	@$(DEMO_PLAYBOOK) playbooks/bundle.yml
+	@$(DEMO_PLAYBOOK) playbooks/site.yml
 	@echo "Done in $$(( $$(date +%s) - $(DEMO_START) )) s. The server runs on until \`make demo-stop\`."
 
 demo-stop: controller ## End the server of the demo and every process that belongs to it
-	@ansible-playbook -i inventories/quickstart playbooks/stop.yml
+	@$(DEMO_PLAYBOOK) playbooks/stop.yml
 
 python-fits:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "The controller needs Python 3.11 or newer and $(PYTHON) is $$($(PYTHON) --version 2>&1); run \`make $(MAKECMDGOALS) PYTHON=python3.11\` with one that is installed." >&2; exit 1; }

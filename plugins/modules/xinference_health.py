@@ -55,7 +55,7 @@ options:
 notes:
   - "Fields of C(probe): C(kind) (embedding, rerank, chat, generate, transcription, speech), C(input) (three texts of
     which the first two are akin; C(query) and C(documents); a text; the path of a sound file), C(expect)
-    (C(dimensions), C(norm), C(related); C(best); C(contains); C(seconds)), C(sample) (a WAV with the voice to clone),
+    (C(dimensions), C(norm), C(related); C(best); C(words), C(contains); C(seconds)), C(sample) (a WAV with the voice to clone),
     C(request) (further fields of the request), C(timeout) in seconds. A null in C(expect) switches the expectation
     off."
 extends_documentation_fragment:
@@ -162,8 +162,14 @@ models:
       replicas: [READY]
       error: ""
       model: {model_type: embedding, dimensions: 384}
+required:
+  description: The uids that had to serve, of O(models) those that are enabled.
+  returned: always
+  type: list
+  elements: str
+  sample: [minilm]
 probes:
-  description: Result of each probe, by uid.
+  description: Result of each probe, by uid. A model that does not serve is not probed.
   returned: when O(probe=true)
   type: dict
   sample:
@@ -217,14 +223,14 @@ def main() -> None:
     if not all(one.get("model_uid") for one in entries):
         module.fail_json(msg="Every entry of models needs a model_uid.")
     client = client_from(module)
+    result = {"required": [str(one["model_uid"]) for one in entries]}
     health = wait_healthy(
         client,
-        required=[str(one["model_uid"]) for one in entries],
+        required=result["required"],
         workers=options["workers"],
         timeout=options["wait_timeout"],
         pause=options["wait_sleep"],
     )
-    result = {}
     if options["probe"]:
         ready = [one for one in entries if health.models.get(str(one["model_uid"]), {}).get("state") == "ready"]
         result["probes"] = {uid: asdict(found) for uid, found in probe_all(client, ready, health).items()}

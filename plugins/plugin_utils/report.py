@@ -62,7 +62,9 @@ class Report:
     @property
     def problems(self) -> list[str]:
         """A sentence for every row that is bad, and one when nothing at all was verified."""
-        found = [f"{row.host}: {row.model or 'the server'}: {row.detail or row.state}" for row in self.rows if row.bad]
+        found = [
+            f"{row.host}: {row.model}: {row.detail or row.state}".replace(": -: ", ": ") for row in self.rows if row.bad
+        ]
         if not found and not self.verified:
             found.append("Nothing was verified: no model of the inventory was probed. Is xinference_models empty?")
         return found
@@ -80,23 +82,23 @@ class Report:
         """Rows of models that work, by the address that serves them."""
         groups: dict[str, list[Row]] = {}
         for row in self.rows:
-            if row.model and not row.bad:
+            if not row.bad:
                 groups.setdefault(row.endpoint, []).append(row)
         return groups
 
 
 def rows_of(host: str, health: Mapping[str, Any]) -> list[Row]:
-    """The rows of one host: one for each model that was to be probed there.
+    """The rows of one host: one for each model that has to serve there.
 
     `health` is the result of the module `xinference_health` there; empty when the host was not reached.
     """
     endpoint = str(health.get("endpoint") or "-")
     if not health.get("reachable"):
-        why = health.get("msg") or "it was not reached, or an earlier step failed there"
-        return [Row(host, "", "", "not verified", None, endpoint, str(why))]
-    shown = health.get("models") or {}
+        why = " ".join(health.get("problems") or ["it was not reached, or an earlier step failed there"])
+        return [Row(host, "-", "-", "not verified", None, endpoint, why)]
+    shown, probes = health.get("models") or {}, health.get("probes") or {}
     return [
-        _row(host, endpoint, uid, shown.get(uid) or {}, probe) for uid, probe in (health.get("probes") or {}).items()
+        _row(host, endpoint, uid, shown.get(uid) or {}, probes.get(uid) or {}) for uid in health.get("required") or []
     ]
 
 

@@ -15,7 +15,7 @@ ENDPOINT = "http://127.0.0.1:9997"
 def health(**probes: dict[str, Any]) -> dict[str, Any]:
     """A healthy server that runs a model of each name."""
     models = {uid: {"state": "ready", "model": {"model_type": "embedding"}} for uid in probes}
-    return {"endpoint": ENDPOINT, "reachable": True, "auth": False, "models": models, "probes": probes}
+    return {"endpoint": ENDPOINT, "reachable": True, "required": list(probes), "models": models, "probes": probes}
 
 
 PASSED = {"state": "passed", "latency_s": 0.012, "detail": "384 dimensions"}
@@ -44,11 +44,11 @@ def test_a_failed_probe_is_told_under_its_line() -> None:
 
 
 def test_a_host_of_which_nothing_is_known_fails_the_report() -> None:
-    found = of(gpu1=health(minilm=PASSED), gpu2={}, gpu3={"msg": "Connection refused", "endpoint": ENDPOINT})
+    found = of(gpu1=health(minilm=PASSED), gpu2={}, gpu3={"problems": ["Connection refused"], "endpoint": ENDPOINT})
     assert [row.state for row in found.rows] == ["ok", "not verified", "not verified"]
     assert found.problems == [
-        "gpu2: the server: it was not reached, or an earlier step failed there",
-        "gpu3: the server: Connection refused",
+        "gpu2: it was not reached, or an earlier step failed there",
+        "gpu3: Connection refused",
     ]
 
 
