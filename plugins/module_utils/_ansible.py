@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any, Dict, Iterator, Type
 
 from ansible.module_utils.basic import AnsibleModule, env_fallback, missing_required_lib
 
 from .server.apply import Applied
-from .server.client import REQUESTS_ERROR, Client
+from .server.client import REQUESTS_ERROR, Client, ServerError
+from .server.diagnose import diagnose
 
 
 @contextmanager
@@ -19,12 +21,18 @@ def failing(module: AnsibleModule, *errors: Type[Exception]) -> Iterator[None]:
     """Turn `errors` raised inside the block into a clean failure of `module`.
 
     An error may carry more for the user than its text: a dictionary in its attribute `details` is returned beside
-    `msg`. Any other exception is a bug of ours and keeps its traceback.
+    `msg`. What a server said is looked up in the table of known failures, and cause and cure are added. Any other
+    exception is a bug of ours and keeps its traceback.
     """
     try:
         yield
     except errors as error:
-        module.fail_json(msg=str(error), **getattr(error, "details", {}))
+        message, details = str(error), dict(getattr(error, "details", {}))
+        known = diagnose(error.detail or message) if isinstance(error, ServerError) else None
+        if known:
+            message = f"{message} Cause: {known.cause} Cure: {known.cure}"
+            details["diagnosis"] = asdict(known)
+        module.fail_json(msg=message, **details)
 
 
 SERVER_OPTIONS: Dict[str, Dict[str, Any]] = {

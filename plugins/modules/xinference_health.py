@@ -55,7 +55,8 @@ options:
 notes:
   - "Fields of C(probe): C(kind) (embedding, rerank, chat, generate, transcription, speech), C(input) (three texts of
     which the first two are akin; C(query) and C(documents); a text; the path of a sound file), C(expect)
-    (C(dimensions), C(norm), C(related); C(best); C(words), C(contains); C(seconds)), C(sample) (a WAV with the voice to clone),
+    (C(dimensions), C(norm), C(related); C(best); C(words), C(contains); C(seconds)), C(sample) (a WAV with the voice to
+    clone),
     C(request) (further fields of the request), C(timeout) in seconds. A null in C(expect) switches the expectation
     off."
 extends_documentation_fragment:

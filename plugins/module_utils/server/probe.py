@@ -9,7 +9,8 @@ kind: embedding, rerank, chat, generate, transcription or speech, where the type
 input: embedding: a text, something akin to it, something else. rerank: {query, documents}. chat, generate, speech: a
     text. transcription: path of a sound file on the host; a tone by default.
 expect: embedding: dimensions, norm, related (true). rerank: best (index of the document that must win, 0). chat,
-    generate, transcription: contains (a text). speech: seconds (at least). Null switches an expectation off.
+    generate: words (true), contains (a text). transcription: contains. speech: seconds (at least). Null switches an
+    expectation off.
 sample: speech only: path of a WAV with the voice to be cloned.
 request: further fields of the request, e.g. {voice: ...} or {max_tokens: 64}.
 timeout: seconds for the answer.

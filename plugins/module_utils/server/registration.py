@@ -131,7 +131,7 @@ def plan(
         raise DefinitionError(f"The definition is of {definition['model_name']}, and model_name says {name}.")
     if builtin:
         raise DefinitionError(
-            f"{name} is the name of a {model_type} model built into Xinference {client.version()}. Use that one and "
+            f"{name} names a built-in model of Xinference {client.version()} (type {model_type}). Use that one and "
             "drop the registration, or register yours under another name."
         )
     after = adapt(model_type, {**definition, "model_name": name}, client.features)

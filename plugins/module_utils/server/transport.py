@@ -30,6 +30,8 @@ RETRIED_STATUS = (502, 503)
 PAUSES = (0.3, 1.0)
 CONNECT_LIMIT = 10.0
 REFUSED_STATUS = (401, 403, 429)
+# urllib3 puts the connection before the reason; its form depends on the version.
+WRAPPING = re.compile(r"^(?:<\S+ object at 0x[0-9a-f]+>|HTTPS?Connection(?:Pool)?\([^)]*\)): ")
 # Errors that crossed processes inside the server start with the place where they arose, which says nothing to a user.
 ACTOR = re.compile(r"\[address=\S+, pid=\d+\] ?")
 
@@ -269,11 +271,9 @@ def field(answer: Any, name: str, path: str) -> Any:
 
 
 def _cause(error: BaseException) -> str:
-    """The innermost reason, without the wrapping of urllib3 and without object addresses."""
+    """The innermost reason, without the wrapping of urllib3."""
     reason: Any = error.args[0] if error.args else error
-    reason = getattr(reason, "reason", reason)
-    text = str(reason)
-    return text.split(": ", 1)[-1] if " object at 0x" in text else text
+    return WRAPPING.sub("", str(getattr(reason, "reason", reason)))
 
 
 def _detail(response: Any) -> str:
