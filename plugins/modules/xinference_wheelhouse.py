@@ -59,7 +59,7 @@ attributes:
   idempotent:
     support: full
 requirements:
-  - pip for O(python)
+  - pip, of O(python) or of the Python that runs the module
 author:
   - airgap.xinference engineers (@airgap)
 """
@@ -107,6 +107,7 @@ problems:
   elements: str
 """
 
+import sys
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
@@ -118,6 +119,7 @@ from ansible_collections.airgap.xinference.plugins.module_utils.bundle.wheelhous
     collect,
     facts_of,
     interpreter_facts,
+    pip_of,
     up_to_date,
     wheels_in,
 )
@@ -165,7 +167,7 @@ def _run(module: AnsibleModule) -> dict:
         if changed and module.check_mode:
             return {"changed": True, "path": params["path"], "annotations": facts_of([], order, interpreter)}
         if changed:
-            collect(directory, order, params["python"], key, run)
+            collect(directory, order, pip_of(params["python"], sys.executable, run), key, run)
     except OSError as error:
         raise BundleError(f"Collecting wheels with {params['python']} into {directory}: {error}") from error
     wheels = wheels_in(directory)

@@ -63,7 +63,7 @@ class Damaged:
 
 def blob_path(root: str | os.PathLike[str], digest: str) -> Path:
     """Where a layout keeps the blob of a (checked) digest."""
-    algorithm, _, encoded = digest.partition(":")
+    algorithm, _colon, encoded = digest.partition(":")
     return Path(root) / "blobs" / algorithm / encoded
 
 

@@ -111,7 +111,7 @@ def split_reference(reference: object) -> tuple[str, str] | None:
     """Kind and name from ``<kind>/<name>``, or None when it is not of that form."""
     if not isinstance(reference, str):
         return None
-    kind, _, name = reference.partition("/")
+    kind, _slash, name = reference.partition("/")
     return (kind, name) if _KIND.match(kind) and name_problem(name) is None else None
 
 

@@ -92,6 +92,19 @@ def interpreter_facts(python: str, run: Run) -> dict[str, str]:
     return facts
 
 
+def pip_of(python: str, own: str, run: Run) -> list[str]:
+    """The command that is pip for an interpreter: its own, or where it has none (as Debian's) that of `own`.
+
+    Raises BundleError when neither has one.
+    """
+    for command in ([python, "-m", "pip"], [own, "-m", "pip", "--python", python]):
+        if run([*command, "--version"])[0] == 0:
+            return [*command, "--disable-pip-version-check"]
+    raise BundleError(
+        f"Neither {python} nor {own} has pip. Install it (python3-pip or python3-venv) or name another Python."
+    )
+
+
 def up_to_date(directory: Path, key: str) -> bool:
     """Whether the wheels of this order are there, as the note beside the directory says."""
     try:
@@ -101,8 +114,8 @@ def up_to_date(directory: Path, key: str) -> bool:
         return False
 
 
-def collect(directory: Path, order: Order, python: str, key: str, run: Run) -> None:
-    """Have pip collect the wheels beside `directory`, check them, and put them in its place in one step.
+def collect(directory: Path, order: Order, pip: list[str], key: str, run: Run) -> None:
+    """Have `pip` (a command) collect the wheels beside `directory`, check them, and put them in its place in one step.
 
     Raises BundleError with the end of what pip said, or with every file that is not a wheel that was asked for.
     """
@@ -111,11 +124,11 @@ def collect(directory: Path, order: Order, python: str, key: str, run: Run) -> N
     fresh.mkdir(parents=True)
     listed = _write_lines(fresh.with_suffix(".requirements"), order.requirements)
     constrained = _write_lines(fresh.with_suffix(".constraints"), order.constraints)
-    code, out, err = run(pip_command(python, order, listed, constrained, fresh))
+    code, out, err = run(pip_command(pip, order, listed, constrained, fresh))
     if code != 0:
         lines = [line.strip() for line in (out + "\n" + err).splitlines() if line.strip()]
         raise BundleError(
-            f"pip could not collect {', '.join(order.requirements)} with {python} (exit status {code}). "
+            f"pip could not collect {', '.join(order.requirements)} (exit status {code} of {' '.join(pip)}). "
             "Check the network, the index in pip's configuration and the requirements. It said:",
             [line for line in lines if "error" in line.lower()][-8:] or lines[-8:],
         )
@@ -134,14 +147,16 @@ def collect(directory: Path, order: Order, python: str, key: str, run: Run) -> N
     write_atomically(_note(directory), json.dumps(content, indent=1).encode() + b"\n")
 
 
-def pip_command(python: str, order: Order, requirements: Path, constraints: Path, target: Path) -> list:
-    """The command line: which index to use is left to pip's own configuration."""
+def pip_command(pip: list[str], order: Order, requirements: Path, constraints: Path, target: Path) -> list[str]:
+    """The command line: which index to use is left to pip's own configuration.
+
+    What has no wheel is built in isolation, because an old pip would otherwise want the package `wheel` installed.
+    """
     common = ["--no-input", "--progress-bar", "off", "--requirement", str(requirements)]
-    pip = [python, "-m", "pip", "--disable-pip-version-check"]
     if order.portable:
         tags = ["--platform", "any", "--implementation", "py", "--abi", "none", "--python-version", OLDEST]
         return [*pip, "download", *common, "--no-deps", "--only-binary=:all:", *tags, "--dest", str(target)]
-    return [*pip, "wheel", *common, "--constraint", str(constraints), "--wheel-dir", str(target)]
+    return [*pip, "wheel", *common, "--use-pep517", "--constraint", str(constraints), "--wheel-dir", str(target)]
 
 
 def check(files: Iterable[str], order: Order) -> list[str]:

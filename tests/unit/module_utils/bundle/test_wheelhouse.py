@@ -17,6 +17,7 @@ from ansible_collections.airgap.xinference.plugins.module_utils.bundle.wheelhous
     collect,
     facts_of,
     interpreter_facts,
+    pip_of,
     up_to_date,
     wheels_in,
 )
@@ -25,6 +26,7 @@ PYTHON = {"tag": "cp311", "version": "3.11.7", "platform": "linux_x86_64", "impl
 TORCH = "torch-2.13.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl"
 SCIPY = "scipy-1.16.3-cp311-cp311-manylinux2014_x86_64.manylinux_2_17_x86_64.whl"
 XINFERENCE = "xinference-4.1.0-py3-none-any.whl"
+PIP = ["python3", "-m", "pip"]
 ORDER = Order(("torch==2.13.0", "xinference==4.1.0"), exclude=("Torch.Vision",))
 
 
@@ -48,11 +50,11 @@ def test_collecting_leaves_out_and_is_not_done_again(tmp_path: Path) -> None:
     pip = Pip(TORCH, XINFERENCE, "torch_vision-0.28.0-cp311-cp311-manylinux_2_28_x86_64.whl")
     wheels = tmp_path / "wheels"
     assert not up_to_date(wheels, "key")
-    collect(wheels, ORDER, "python3", "key", pip)
+    collect(wheels, ORDER, PIP, "key", pip)
     assert [wheel.file for wheel in wheels_in(wheels)] == [TORCH, XINFERENCE]
     assert up_to_date(wheels, "key") and not up_to_date(wheels, "other")
     assert pip.requirements == "torch==2.13.0\nxinference==4.1.0\n"
-    assert pip.commands[0][:5] == ["python3", "-m", "pip", "--disable-pip-version-check", "wheel"]
+    assert pip.commands[0][:4] == ["python3", "-m", "pip", "wheel"]
     assert not any("index" in word for word in pip.commands[0])
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["wheels", "wheels.json"]
 
@@ -60,7 +62,7 @@ def test_collecting_leaves_out_and_is_not_done_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("loss", ["a wheel", "a byte", "all"])
 def test_a_lost_wheel_is_noticed(tmp_path: Path, loss: str) -> None:
     wheels = tmp_path / "wheels"
-    collect(wheels, ORDER, "python3", "key", Pip(TORCH, XINFERENCE))
+    collect(wheels, ORDER, PIP, "key", Pip(TORCH, XINFERENCE))
     if loss == "a byte":
         (wheels / TORCH).write_text(TORCH[:-1])
     for file in {"a wheel": [TORCH], "all": [TORCH, XINFERENCE]}.get(loss, []):
@@ -70,12 +72,12 @@ def test_a_lost_wheel_is_noticed(tmp_path: Path, loss: str) -> None:
 
 def test_a_failure_keeps_the_old_wheels_and_quotes_pip(tmp_path: Path) -> None:
     wheels = tmp_path / "wheels"
-    collect(wheels, ORDER, "python3", "key", Pip(TORCH))
+    collect(wheels, ORDER, PIP, "key", Pip(TORCH))
     says = "Collecting torch\nERROR: No matching distribution found for torch==99\n"
     with pytest.raises(BundleError) as caught:
-        collect(wheels, Order(("torch==99",)), "python3", "new", Pip(code=1, says=says))
+        collect(wheels, Order(("torch==99",)), PIP, "new", Pip(code=1, says=says))
     assert caught.value.problems == ["ERROR: No matching distribution found for torch==99"]
-    assert "torch==99 with python3 (exit status 1)" in str(caught.value)
+    assert "torch==99 (exit status 1 of python3 -m pip)" in str(caught.value)
     assert up_to_date(wheels, "key")
 
 
@@ -90,7 +92,7 @@ def test_a_failure_keeps_the_old_wheels_and_quotes_pip(tmp_path: Path) -> None:
 )
 def test_what_pip_left_is_checked(tmp_path: Path, files: List[str], portable: bool, words: str) -> None:
     with pytest.raises(BundleError) as caught:
-        collect(tmp_path / "wheels", Order(("x",), portable=portable), "python3", "key", Pip(*files))
+        collect(tmp_path / "wheels", Order(("x",), portable=portable), PIP, "key", Pip(*files))
     assert words in caught.value.problems[0] and not (tmp_path / "wheels").exists()
 
 
@@ -106,9 +108,9 @@ def test_the_key_tells_what_matters() -> None:
 def test_portable_wheels_are_downloaded_for_the_oldest_python(tmp_path: Path) -> None:
     pip = Pip("requests-2.32.4-py3-none-any.whl", "supervisor-4.3.0-py2.py3-none-any.whl")
     order = Order(("requests==2.32.4",), portable=True)
-    collect(tmp_path / "wheels", order, "python3", "key", pip)
+    collect(tmp_path / "wheels", order, PIP, "key", pip)
     command = pip.commands[0]
-    assert command[4] == "download" and "--no-deps" in command
+    assert command[3] == "download" and "--no-deps" in command
     assert command[command.index("--python-version") + 1] == "3.8"
     assert facts_of(wheels_in(tmp_path / "wheels"), order, PYTHON) == {
         "airgap.xinference.python": "py3",
@@ -138,6 +140,16 @@ def test_an_interpreter_is_asked_and_believed_only_when_it_is_cpython() -> None:
         interpreter_facts("python3", answer({}, 1))
     with pytest.raises(BundleError, match="is pypy"):
         interpreter_facts("python3", answer({**PYTHON, "implementation": "pypy"}))
+
+
+def test_a_python_without_pip_borrows_that_of_another() -> None:
+    def answer(*owners: str) -> Any:
+        return lambda command: (0 if command[0] in owners else 1, "", "No module named pip")
+
+    assert pip_of("py", "own", answer("py", "own"))[:3] == ["py", "-m", "pip"]
+    assert pip_of("py", "own", answer("own"))[:5] == ["own", "-m", "pip", "--python", "py"]
+    with pytest.raises(BundleError, match="Neither py nor own has pip"):
+        pip_of("py", "own", answer())
 
 
 @pytest.mark.parametrize("file", ["x.whl", "a-b.whl", "torch-2.13.0.tar.gz", "a-1-2-3-4-5-6.whl"])
