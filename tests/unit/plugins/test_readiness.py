@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import zipfile
+from typing import Any
 
 import pytest
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.ingest import Request, write_bundle
@@ -47,7 +48,7 @@ def needs(**values):
 
 def facts(**values):
     """A host on which everything is right, but for `values` (part__key=value)."""
-    base = {
+    base: dict = {
         "machine": {
             "architecture": "x86_64",
             "system": "Linux",
@@ -195,16 +196,17 @@ def test_a_report_is_one_message_with_every_finding():
 
 
 def test_a_host_needs_its_own_models_and_what_its_backend_needs(bundle):
+    nonsense: Any = "nonsense"
     chosen = bundles.select(bundle, [ENTRY, {"source": {"modelscope": "org/Absent"}}], "native")
     assert [entry.reference for entry in chosen.artifacts] == ["wheels/host", "wheels/server", "models/minilm"]
     assert chosen.absent == ["models/Absent"]
     assert [entry.reference for entry in bundles.select(bundle, [], "docker").artifacts] == ["wheels/host"]
     off = [{**ENTRY, "enabled": value} for value in (False, "no", "false")]
-    assert bundles.wanted_models([*off, {"model_path": "/x"}, "nonsense", ENTRY, ENTRY]) == ["minilm"]
+    assert bundles.wanted_models([*off, {"model_path": "/x"}, nonsense, ENTRY, ENTRY]) == ["minilm"]
 
 
 def test_a_bundle_is_verified_once_and_its_stamps_go_where_they_can(bundle, tmp_path, monkeypatch):
-    lines = []
+    lines: list[str] = []
     assert bundles.verified(bundle, bundle.artifacts, str(tmp_path / "c"), lines.append) == ([], bundle.size)
     assert bundles.verified(bundle, bundle.artifacts, str(tmp_path / "c"), lines.append) == ([], 0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))

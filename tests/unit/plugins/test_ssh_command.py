@@ -37,7 +37,9 @@ class Connection:
 
 
 def words(**options):
-    return list(SshCommand.of(Connection(**options)).arguments)
+    command = SshCommand.of(Connection(**options))
+    assert command is not None
+    return list(command.arguments)
 
 
 def test_everything_the_inventory_says_about_the_connection_is_said():

@@ -99,6 +99,7 @@ def test_a_real_listener_is_found(tmp_path):
     command = [sys.executable, "-u", "-c", code + "time.sleep(60)"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=str(tmp_path)) as process:
         try:
+            assert process.stdout is not None
             port = int(process.stdout.readline())
             (found,) = ports.listeners(port, "127.0.0.1", "/nowhere")
             assert found["pid"] == process.pid and "s.listen()" in found["program"] and not found["ours"]
