@@ -12,13 +12,27 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Sequence
 
-from .digest import Progress, Stamps, device_of, free_bytes, write_atomically
+from .archive import Image
+from .digest import Progress, Stamps, device_of, free_bytes, hash_bytes, write_atomically
+from .images import ImageRequest, Memory, store_image
 from .layout import INDEX_FILE, LAYOUT_FILE, LAYOUT_VERSION, BundleError, blob_path, cache_dir, read_json
 from .lock import locked
-from .manifest import EMPTY_CONFIG, REF_NAME, TYPE_FILES, TYPE_MODEL, File, is_text_map, name_problem, split_reference
-from .pack import encode, files_manifest, index, index_entry, model_config, model_manifest
+from .manifest import (
+    EMPTY_CONFIG,
+    IMAGE_NAME,
+    IMAGES,
+    REF_NAME,
+    TYPE_FILES,
+    TYPE_MODEL,
+    File,
+    is_text_map,
+    name_problem,
+    split_reference,
+)
+from .pack import encode, files_manifest, image_manifest, index, index_entry, model_config, model_manifest
+from .reference import image_name, reference_problem
 from .scan import SourceFile, scan
 from .sizes import size_text
 from .writer import BlobWriter, same_content
@@ -75,29 +89,33 @@ def write_bundle(
     cache: str | os.PathLike[str] | None = None,
     check: bool = False,
     progress: Progress | None = None,
+    images: Sequence[ImageRequest] = (),
 ) -> Outcome:
-    """Make the bundle at `path` hold exactly `requests`; with `check` say what would happen and write nothing.
+    """Make the bundle at `path` hold exactly `requests` and `images`; with `check` say what would happen.
 
     `cache` is the directory of the stamps (default: beside the bundle). Raises BundleError, before anything is
     written, with everything that is wrong with any request, or with too little disk, or when another build is running.
+    An image that turns out to be bad while it is read leaves the bundle's index as it was.
     """
     root = Path(os.path.abspath(os.fspath(path)))  # noqa: PTH100
     cache = Path(cache) if cache else cache_dir(root)
-    sources = _gather(root, requests)
+    sources = _gather(root, requests, images)
     stamps = Stamps(cache / "stamps.json")
+    memory = Memory(cache / "images.json")
     if check:
-        return _plan(root, stamps, requests, sources)
+        return _plan(root, stamps, requests, sources, memory, images)
     with locked(cache / "build.lock", f"another build of {root} is running"):
         _check_space(root, stamps, [file for files in sources for file in files])
         writer = BlobWriter(root, stamps, progress)
         try:
-            return _write(writer, requests, sources)
+            return _write(writer, requests, sources, memory, images)
         finally:
             writer.remove_partials()
             stamps.save()
+            memory.save([image.reference for image in images])
 
 
-def _gather(root: Path, requests: list[Request]) -> list[list[SourceFile]]:
+def _gather(root: Path, requests: list[Request], images: Sequence[ImageRequest]) -> list[list[SourceFile]]:
     """The files of every request, or one BundleError about all of them."""
     problems: list[str] = []
     seen: set[str] = set()
@@ -115,6 +133,12 @@ def _gather(root: Path, requests: list[Request]) -> list[list[SourceFile]]:
             found.append("annotations must be strings")
         sources.append(scan(request.path, found))
         problems.extend(f"{request.reference}: {problem}" for problem in found)
+    for image in images:
+        problem = reference_problem(image.wanted)
+        problem = problem or ("asked for twice" if image.reference in seen else image.origin.problem())
+        seen.add(image.reference)
+        if problem:
+            problems.append(f"image {image.wanted}: {problem}")
     if problems:
         raise BundleError(f"The bundle {root} was not touched ({len(problems)} found wrong):", problems)
     return sources
@@ -140,7 +164,14 @@ def _check_space(root: Path, stamps: Stamps, files: list[SourceFile]) -> None:
         )
 
 
-def _plan(root: Path, stamps: Stamps, requests: list[Request], sources: list[list[SourceFile]]) -> Outcome:
+def _plan(
+    root: Path,
+    stamps: Stamps,
+    requests: list[Request],
+    sources: list[list[SourceFile]],
+    memory: Memory,
+    images: Sequence[ImageRequest],
+) -> Outcome:
     """What a build would do, as far as stamps tell; nothing is hashed."""
     entries = []
     artifacts = []
@@ -155,11 +186,23 @@ def _plan(root: Path, stamps: Stamps, requests: list[Request], sources: list[lis
             entries.append(entry)
             missing = missing or any(stamps.vouches(blob_path(root, file.digest)) != file.digest for file in listed)
         artifacts.append(_written(request, files, entry))
-    same = len(entries) == len(requests) and same_content(root / INDEX_FILE, index(entries)) and not missing
+    for wanted in images:
+        image = memory.recall(wanted, root, stamps)
+        if image is not None:
+            entries.append(_image_entry(wanted, image)[0])
+        artifacts.append(_written_image(wanted, image))
+    complete = len(entries) == len(requests) + len(images) and not missing
+    same = complete and same_content(root / INDEX_FILE, index(entries))
     return Outcome(not same, artifacts, _lines_now(root), _lines_of(artifacts))
 
 
-def _write(writer: BlobWriter, requests: list[Request], sources: list[list[SourceFile]]) -> Outcome:
+def _write(
+    writer: BlobWriter,
+    requests: list[Request],
+    sources: list[list[SourceFile]],
+    memory: Memory,
+    images: Sequence[ImageRequest],
+) -> Outcome:
     """Write blobs, manifests and index, and drop what is no longer used."""
     before = _lines_now(writer.root)
     digests = writer.store_files([file for files in sources for file in files])
@@ -173,6 +216,13 @@ def _write(writer: BlobWriter, requests: list[Request], sources: list[list[Sourc
         entry = index_entry(request.reference, artifact_type, manifest)
         entries.append(entry)
         artifacts.append(_written(request, files, entry))
+    for wanted in images:
+        image = store_image(writer, memory, wanted)
+        entry, manifest = _image_entry(wanted, image)
+        writer.store_bytes(image.config)
+        writer.store_bytes(manifest)
+        entries.append(entry)
+        artifacts.append(_written_image(wanted, image))
     content = index(entries)
     changed = not same_content(writer.root / INDEX_FILE, content)
     write_atomically(writer.root / LAYOUT_FILE, encode({"imageLayoutVersion": LAYOUT_VERSION}))
@@ -202,6 +252,22 @@ def _written(request: Request, files: list[SourceFile], entry: dict[str, Any] | 
     digest = str(entry["digest"]) if entry else ""
     size = sum(file.size for file in files)
     return Written(request.kind, request.name, digest, len(files), size, dict(request.annotations))
+
+
+def _image_entry(request: ImageRequest, image: Image) -> tuple[dict[str, Any], bytes]:
+    """The index entry and the manifest of an image."""
+    manifest = image_manifest(image.config, image.layers, request.image)
+    return index_entry(request.reference, "", manifest), manifest
+
+
+def _written_image(request: ImageRequest, image: Image | None) -> Written:
+    """An image in the list of artifacts; nothing but its name is known before it was read."""
+    name, annotations = image_name(request.wanted), {IMAGE_NAME: request.image}
+    if image is None:
+        return Written(IMAGES, name, "", 0, 0, annotations)
+    layers = set(image.layers)
+    digest = hash_bytes(image_manifest(image.config, image.layers, request.image))
+    return Written(IMAGES, name, digest, len(layers), sum(layer.size for layer in layers), annotations)
 
 
 def _lines_of(artifacts: list[Written]) -> list[str]:

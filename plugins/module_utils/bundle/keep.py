@@ -12,18 +12,22 @@ from __future__ import annotations
 
 from typing import Any, Iterable, NamedTuple
 
-from .manifest import Artifact, name_problem, split_reference
+from .manifest import Artifact, Blob, name_problem, split_reference
 from .store import Store, StoreError
 from .trees import catalogue, outdated, read_artifact, refresh
 
 
 class Wanted(NamedTuple):
-    """An artifact somebody wants on the host, as the index of a bundle names it; `size` is the manifest's, in bytes."""
+    """An artifact somebody wants on the host, as the index of a bundle names it; `size` is the manifest's, in bytes.
+
+    Of an image only manifest and configuration are wanted, and those `layers` that are about to go to the engine.
+    """
 
     kind: str
     name: str
     digest: str
     size: int
+    layers: tuple[str, ...] = ()
 
 
 class Answer(NamedTuple):
@@ -54,8 +58,10 @@ def keep(store: Store, wanted: Iterable[Wanted], owner: int | None = None) -> An
             raise StoreError(f"{entry.kind}/{entry.name}: {problem}.")
     with store.locked():
         manifests = store.inventory({entry.digest: entry.size for entry in wanted})
-        artifacts = [read_artifact(store, *entry) for entry in wanted if entry.digest not in manifests.missing]
-        blobs = store.inventory({blob.digest: blob.size for artifact in artifacts for blob in artifact.blobs})
+        there = [entry for entry in wanted if entry.digest not in manifests.missing]
+        artifacts = [read_artifact(store, *entry[:4]) for entry in there]
+        needed = [blob for entry, artifact in zip(there, artifacts) for blob in _needed(entry, artifact)]
+        blobs = store.inventory({blob.digest: blob.size for blob in needed})
         missing = {**manifests.missing, **blobs.missing}
         damaged = {**manifests.damaged, **blobs.damaged}
         paths: list[str] = []
@@ -71,6 +77,15 @@ def keep(store: Store, wanted: Iterable[Wanted], owner: int | None = None) -> An
             paths=paths,
             artifacts={} if missing else catalogue(store, _in_order(artifacts)),
         )
+
+
+def _needed(wanted: Wanted, artifact: Artifact) -> list[Blob]:
+    """The blobs of an artifact that are wanted."""
+    layers = {layer.digest for layer in artifact.layers}
+    unknown = set(wanted.layers) - layers
+    if unknown:
+        raise StoreError(f"{artifact.reference} has no layer {', '.join(sorted(unknown))}.")
+    return [blob for blob in artifact.blobs if blob.digest not in layers - set(wanted.layers)]
 
 
 def _in_order(artifacts: list[Artifact]) -> list[Artifact]:

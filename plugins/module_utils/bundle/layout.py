@@ -133,7 +133,7 @@ def verify(
     for artifact in bundle.artifacts:
         paths = {file.digest: f"{artifact.reference}: {file.path}" for file in artifact.files}
         for blob in artifact.blobs:
-            used.setdefault(blob.digest, []).append(paths.get(blob.digest, f"{artifact.reference}: manifest or config"))
+            used.setdefault(blob.digest, []).append(paths.get(blob.digest, f"{artifact.reference}: manifest or layer"))
 
     def check(item: tuple[str, int]) -> Damaged | None:
         digest, size = item
@@ -237,7 +237,7 @@ def _blob_problems(root: Path, artifacts: list[Artifact]) -> list[str]:
             if blob.digest in looked_at:
                 continue
             looked_at.add(blob.digest)
-            where = f"{artifact.reference}: {paths.get(blob.digest, 'config')} ({blob.digest})"
+            where = f"{artifact.reference}: {paths.get(blob.digest, 'config or layer')} ({blob.digest})"
             try:
                 status = blob_path(root, blob.digest).lstat()
             except OSError as error:

@@ -24,6 +24,8 @@ MEDIA_FILE = "application/octet-stream"
 TYPE_MODEL = "application/vnd.cncf.model.manifest.v1+json"
 MEDIA_MODEL_CONFIG = "application/vnd.cncf.model.config.v1+json"
 TYPE_FILES = "application/vnd.airgap.xinference.files.v1"
+MEDIA_IMAGE_CONFIG = "application/vnd.oci.image.config.v1+json"
+MEDIA_IMAGE_LAYER = "application/vnd.oci.image.layer.v1.tar"
 
 REF_NAME = "org.opencontainers.image.ref.name"
 TITLE = "org.opencontainers.image.title"
@@ -32,6 +34,10 @@ SOURCE = "org.opencontainers.image.source"
 VERSION = "org.opencontainers.image.version"
 MODEL_PATH = "org.cncf.model.filepath"
 PATH_ANNOTATIONS = (MODEL_PATH, TITLE)
+IMAGE_NAME = "io.containerd.image.name"
+"""Annotation of an image: the name the engine gives it, with its tag."""
+IMAGES = "images"
+"""The kind of container images: their layers have no path."""
 
 WHEELS_PYTHON = "airgap.xinference.python"
 """Annotation of a wheelhouse: tag of the Python it is for, ``cp311``, or ``py3`` when any will do."""
@@ -93,6 +99,11 @@ class Artifact:
     def reference(self) -> str:
         """The artifact's name in the index: ``<kind>/<name>``."""
         return f"{self.kind}/{self.name}"
+
+    @property
+    def layers(self) -> tuple[Blob, ...]:
+        """The layers of an image, each once; empty for any other artifact."""
+        return self.blobs[2:] if self.kind == IMAGES else ()
 
     @property
     def revision(self) -> str:
@@ -209,7 +220,7 @@ def artifact_from(
         known = blobs.setdefault(layer["digest"], layer["size"])
         if known != layer["size"]:
             problems.append(f"{where} {label}: {layer['digest']} is {layer['size']} bytes here and {known} elsewhere")
-        if label != "config" and kind != "images":
+        if label != "config" and kind != IMAGES:
             marks = layer.get("annotations", {})
             path = next((marks[key] for key in PATH_ANNOTATIONS if key in marks), None)
             problem = path_problem(path)

@@ -3,8 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The JSON a bundle is made of, from what is known about files. Pure: same input, same bytes, and no clock in it.
 
-Models follow the CNCF ModelPack specification (one raw layer per file, its path in an annotation); everything else is
-an artifact as ORAS writes it (empty configuration, file name as the layer's title).
+Models follow the CNCF ModelPack specification (one raw layer per file, its path in an annotation). Container images
+are OCI images with uncompressed layers. Everything else is an artifact as ORAS writes it (empty configuration, file
+name as the layer's title).
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ from typing import Any, Iterable
 from .digest import hash_bytes
 from .manifest import (
     EMPTY_CONFIG,
+    IMAGE_NAME,
     MEDIA_EMPTY,
     MEDIA_FILE,
+    MEDIA_IMAGE_CONFIG,
+    MEDIA_IMAGE_LAYER,
     MEDIA_INDEX,
     MEDIA_MANIFEST,
     MEDIA_MODEL_CONFIG,
@@ -27,6 +31,7 @@ from .manifest import (
     TITLE,
     TYPE_FILES,
     TYPE_MODEL,
+    Blob,
     File,
 )
 
@@ -106,15 +111,31 @@ def files_manifest(files: Iterable[File], annotations: dict[str, str]) -> bytes:
     return _manifest(TYPE_FILES, MEDIA_EMPTY, EMPTY_CONFIG, layers, annotations)
 
 
+def image_manifest(config: bytes, layers: Iterable[Blob], name: str) -> bytes:
+    """The manifest of a container image; `name` is what the engine calls it."""
+    return encode(
+        {
+            "schemaVersion": 2,
+            "mediaType": MEDIA_MANIFEST,
+            "config": {"mediaType": MEDIA_IMAGE_CONFIG, "digest": hash_bytes(config), "size": len(config)},
+            "layers": [
+                {"mediaType": MEDIA_IMAGE_LAYER, "digest": layer.digest, "size": layer.size} for layer in layers
+            ],
+            "annotations": {IMAGE_NAME: name},
+        }
+    )
+
+
 def index_entry(reference: str, artifact_type: str, manifest: bytes) -> dict[str, Any]:
-    """The descriptor by which the index names an artifact."""
-    return {
+    """The descriptor by which the index names an artifact; a container image has no artifact type."""
+    entry = {
         "mediaType": MEDIA_MANIFEST,
         "artifactType": artifact_type,
         "digest": hash_bytes(manifest),
         "size": len(manifest),
         "annotations": {REF_NAME: reference},
     }
+    return entry if artifact_type else {key: value for key, value in entry.items() if key != "artifactType"}
 
 
 def index(entries: Iterable[dict[str, Any]]) -> bytes:

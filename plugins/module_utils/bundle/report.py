@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Iterable, Mapping
 
-from .manifest import REVISION, WHEELS_PLATFORM, WHEELS_PYTHON, WHEELS_REQUIRES, WHEELS_XINFERENCE
+from .manifest import IMAGE_NAME, REVISION, WHEELS_PLATFORM, WHEELS_PYTHON, WHEELS_REQUIRES, WHEELS_XINFERENCE
 from .sizes import size_text
 
 _COLUMNS = ("NAME", "REVISION", "FILES", "SIZE")
@@ -44,9 +44,11 @@ def table(artifacts: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def version_text(annotations: Mapping[str, str]) -> str:
-    """Revision of a model, or what wheels are for; ``-`` where there is nothing to tell."""
+    """Revision of a model, name of an image, or what wheels are for; ``-`` where there is nothing to tell."""
     if REVISION in annotations:
         return annotations[REVISION]
+    if IMAGE_NAME in annotations:
+        return annotations[IMAGE_NAME]
     if WHEELS_REQUIRES in annotations:
         return f"Python {annotations[WHEELS_REQUIRES]}+"
     if WHEELS_PYTHON in annotations:

@@ -110,6 +110,10 @@ class Store:
                 partial[digest] = got
         return Inventory(dict(absent), partial, damaged)
 
+    def sound(self, digests: Iterable[str]) -> set[str]:
+        """Those of some blobs that are in the store and that a stamp vouches for."""
+        return {digest for digest in digests if self.stamps.vouches(self.blob_path(digest)) == digest}
+
     def receive(self, owner: int | None = None) -> Path:
         """Make the receiving area ready for user id `owner` (default: whoever runs this) and return it."""
         self.make_directory(self.blobs)

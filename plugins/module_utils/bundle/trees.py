@@ -7,6 +7,7 @@
 
     <root>/models/<name>/<first 12 digits>/   a model, hard links of its blobs
     <root>/wheels/<name>/<first 12 digits>/   a set of wheels, hard links of its blobs
+    <root>/tools/<name>/<first 12 digits>/    programs, hard links of their blobs, executable
     <root>/lib/<first 12 digits>/             the wheels `host`, unpacked
     <root>/lib/python                         points at the one in use
     <root>/state/artifacts.json               what was shipped last, and where it is
@@ -26,11 +27,12 @@ from typing import Any, Iterable
 
 from .digest import write_atomically
 from .library import library_is_right, library_path, make_library
-from .manifest import Artifact, artifact_from
+from .manifest import IMAGE_NAME, IMAGES, Artifact, artifact_from
 from .places import exchange, fresh, short
 from .store import Store, StoreError
 
-TREE_KINDS = ("models", "wheels")
+TREE_KINDS = ("models", "wheels", "tools")
+EXECUTABLE_MODE = 0o555
 LIBRARIES = ("wheels", "host")
 """The artifact whose wheels are unpacked for the collection's own modules."""
 
@@ -90,7 +92,7 @@ def refresh(store: Store, artifacts: Iterable[Artifact]) -> list[str]:
 
 def catalogue(store: Store, artifacts: Iterable[Artifact]) -> dict[str, Any]:
     """What artifacts.json says: by kind and name the digest, size, annotations, revision and path of each artifact."""
-    content: dict[str, Any] = {kind: {} for kind in TREE_KINDS}
+    content: dict[str, Any] = {kind: {} for kind in (*TREE_KINDS, IMAGES)}
     for artifact in artifacts:
         entry: dict[str, Any] = {
             "digest": artifact.digest,
@@ -98,6 +100,9 @@ def catalogue(store: Store, artifacts: Iterable[Artifact]) -> dict[str, Any]:
             "revision": artifact.revision,
             "annotations": artifact.annotations,
         }
+        if artifact.kind == IMAGES:
+            entry["image_id"] = artifact.blobs[1].digest
+            entry["reference"] = artifact.annotations.get(IMAGE_NAME, "")
         if artifact.kind in TREE_KINDS:
             entry["path"] = str(tree_path(store, artifact))
         content.setdefault(artifact.kind, {})[artifact.name] = entry
@@ -145,6 +150,8 @@ def _make_tree(store: Store, artifact: Artifact) -> None:
         store.make_directory(path.parent)
         if not _link(store.blob_path(file.digest), path):
             copies.append((target / file.path, file.digest))
+        if artifact.kind == "tools":
+            path.chmod(EXECUTABLE_MODE)
     exchange(building, target)
     for path, digest in copies:
         store.stamps.record(path, digest)

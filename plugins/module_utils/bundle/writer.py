@@ -5,16 +5,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Iterable, NamedTuple
 
-from .digest import Progress, Stamps, copy_and_hash, hash_bytes, write_atomically
+from .digest import Progress, Stamps, copy_and_hash, free_bytes, hash_bytes, write_atomically
 from .layout import BundleError, blob_path
 from .scan import SourceFile
+from .sizes import size_text
 
 _PARTIAL = ".incoming-"
+
+
+class Received(NamedTuple):
+    """A stream that was written beside the blobs and is none of them yet: file, digest, size in bytes."""
+
+    path: Path
+    digest: str
+    size: int
 
 
 class BlobWriter:
@@ -54,6 +65,49 @@ class BlobWriter:
         self.stamps.record(blob, digest)
         self.used.add(digest)
         return digest
+
+    def receive(self, chunks: Iterable[bytes], expected: int) -> Received:
+        """Write a stream beside the blobs, hashing what is written. `expected` are the bytes it has at least, or about.
+
+        Raises BundleError when the file system does not have that much room.
+        """
+        self.blobs.mkdir(parents=True, exist_ok=True)
+        free = free_bytes(self.blobs)
+        if expected > free:
+            raise BundleError(
+                f"The bundle {self.root} needs {size_text(expected)} more for one layer and its file system has "
+                f"{size_text(free)} free. Free some space or choose another directory."
+            )
+        handle, name = tempfile.mkstemp(prefix=_PARTIAL, dir=str(self.blobs))
+        sha, size = hashlib.sha256(), 0
+        with os.fdopen(handle, "wb", buffering=0) as target:
+            os.fchmod(handle, 0o644)
+            for chunk in chunks:
+                sha.update(chunk)
+                size += len(chunk)
+                view = memoryview(chunk)
+                while len(view):
+                    view = view[target.write(view) :]
+                if self.progress:
+                    self.progress(len(chunk))
+        self.stamps.count(size)
+        return Received(Path(name), f"sha256:{sha.hexdigest()}", size)
+
+    def keep(self, received: Received) -> None:
+        """Make a received stream a blob, unless there is a sound one already."""
+        blob = blob_path(self.root, received.digest)
+        self.used.add(received.digest)
+        if self.stamps.vouches(blob) == received.digest or not received.path.exists():
+            return
+        received.path.replace(blob)
+        self.stamps.record(blob, received.digest)
+        self.copied += received.size
+        self.wrote = True
+
+    def discard(self, received: Received) -> None:
+        """Remove a received stream that was not kept."""
+        if received.path.exists():
+            received.path.unlink()
 
     def drop_unused(self) -> int:
         """Remove blobs that this build does not use; returns their bytes."""
