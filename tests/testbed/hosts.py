@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import socket
 import time
 from dataclasses import dataclass
@@ -93,6 +92,7 @@ class Host:
         self.wait()
 
     def reboot(self) -> None:
+        """Shut down, switch on, wait until it is ready."""
         self.stop()
         self.start()
 
@@ -104,9 +104,9 @@ class Host:
             if waiting is None:
                 return
             if time.monotonic() > deadline:
-                log = "/var/log/docker.log"
-                tail = self.exec("sh", "-c", f"tail -n 15 {log} 2>/dev/null", check=False)
-                raise TestbedError(f"{self.name}: no {waiting} after {READY_LIMIT:.0f} s\n{tail}")
+                said = docker("logs", "--tail", "15", self.container, check=False)
+                log = self.exec("tail", "-n", "15", "/var/log/docker.log", check=False)
+                raise TestbedError(f"{self.name}: no {waiting} after {READY_LIMIT:.0f} s\n{said}\n{log}")
             time.sleep(0.2)
 
     def _waiting_for(self) -> Optional[str]:
@@ -136,6 +136,7 @@ class Testbed:
 
     @property
     def inventory(self) -> Path:
+        """Ansible's inventory of the hosts."""
         return self.directory / "inventory" / "hosts.yml"
 
     def up(self, specs: Sequence[HostSpec]) -> Dict[str, Host]:
@@ -162,12 +163,12 @@ class Testbed:
             self.hosts[spec.name] = host
         for host in self.hosts.values():
             host.wait()
-        keys = [f"{host.address} {self._host_key(host)}\n" for host in self.hosts.values()]
+        keys = [f"{host.address} {_host_key(host)}\n" for host in self.hosts.values()]
         (self.directory / "known_hosts").write_text("".join(keys))
         pairs = [(host.spec, host.address) for host in self.hosts.values()]
         self.inventory.write_text(inventory(pairs, str(key), str(self.directory / "known_hosts")))
-        state = {"hosts": {host.name: {**vars(host.spec), "address": host.address} for host in self.hosts.values()}}
-        (self.directory / "testbed.json").write_text(json.dumps(state, indent=2))
+        state = {host.name: {**vars(host.spec), "address": host.address} for host in self.hosts.values()}
+        (self.directory / "testbed.json").write_text(json.dumps(state, indent=2) + "\n")
         return self.hosts
 
     def load(self) -> Dict[str, Host]:
@@ -176,7 +177,7 @@ class Testbed:
         if not path.exists():
             raise TestbedError(f"There is no testbed {self.name} in {self.directory}; bring it up first.")
         self.hosts = {}
-        for name, entry in json.loads(path.read_text())["hosts"].items():
+        for name, entry in json.loads(path.read_text()).items():
             address = entry.pop("address")
             self.hosts[name] = Host(self.name, HostSpec(**entry), address, self.directory)
         return self.hosts
@@ -192,11 +193,12 @@ class Testbed:
                 names = docker(kind, "ls", "--quiet", *mine).split()
                 if names:
                     docker(kind, "rm", *names)
-        for parent in self._cgroups():
-            _remove_cgroup(parent)
+        for cgroup in self._cgroups():
+            _remove_cgroup(cgroup)
         for name in ("id_ed25519", "id_ed25519.pub", "known_hosts", "testbed.json", "inventory/hosts.yml"):
             (self.directory / name).unlink(missing_ok=True)
         for directory in (self.inventory.parent, self.directory):
+            # Files of others may lie there, for example molecule's.
             with contextlib.suppress(OSError):
                 directory.rmdir()
         self.hosts = {}
@@ -205,9 +207,9 @@ class Testbed:
         """Make the internal network and return its subnet."""
         fault = ""
         for subnet in subnets(self.name):
+            network = ["--internal", "--subnet", subnet, "--label", f"{LABEL}={self.name}", f"testbed-{self.name}"]
             try:
-                docker("network", "create", "--internal", "--subnet", subnet, "--label", f"{LABEL}={self.name}",
-                       f"testbed-{self.name}")  # fmt: skip
+                docker("network", "create", *network)
                 return subnet
             except TestbedError as error:
                 fault = str(error)
@@ -233,7 +235,7 @@ class Testbed:
         for option in ("seccomp=unconfined", "apparmor=unconfined", "systempaths=unconfined"):
             arguments += ["--security-opt", option]
         arguments += ["--device-cgroup-rule", "a *:* rwm"]
-        arguments += ["--volume", "/sys/fs/cgroup:/sys/fs/cgroup:rw", "--cgroupns", "host", "--tmpfs", "/run:exec"]
+        arguments += ["--volume", "/sys/fs/cgroup:/sys/fs/cgroup:rw", "--cgroupns", "host", "--tmpfs", "/run"]
         if spec.engine_disk:
             arguments += ["--tmpfs", f"/var/lib/docker:exec,dev,suid,size={spec.engine_disk}"]
         else:
@@ -248,16 +250,18 @@ class Testbed:
             docker("network", "connect", "bridge", host.container)
         docker("start", host.container)
 
-    def _host_key(self, host: Host) -> str:
-        return " ".join(host.exec("cat", "/etc/ssh/ssh_host_ed25519_key.pub").split()[:2])
-
     def _cgroups(self) -> Iterator[Path]:
         """What engines of this testbed's hosts left in the machine's cgroup tree."""
-        pattern = re.compile(rf"testbed-{re.escape(self.name)}-[a-z0-9-]+")
-        for parent in (Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").glob("*/")):
+        top = Path("/sys/fs/cgroup")
+        for parent in (top, *top.glob("*/")):
             for entry in parent.glob(f"testbed-{self.name}-*/"):
-                if pattern.fullmatch(entry.name):
+                # Not those of a testbed whose name begins like this one's.
+                if not any(entry.name == f"testbed-{name}-{host['host']}" for name, host in _containers()):
                     yield entry
+
+
+def _host_key(host: Host) -> str:
+    return " ".join(host.exec("cat", "/etc/ssh/ssh_host_ed25519_key.pub").split()[:2])
 
 
 def _remove_cgroup(top: Path) -> None:
@@ -267,14 +271,19 @@ def _remove_cgroup(top: Path) -> None:
             entry.rmdir()
 
 
-def standing() -> Dict[str, List[Dict[str, str]]]:
-    """Testbeds on this machine: name -> its hosts with their container's state."""
+def _containers() -> Iterator[Any]:
+    """(testbed, its host's name, state and status) of every container with the label."""
     if not engine.answers():
-        return {}
+        return
     form = f'{{{{.Label "{LABEL}"}}}}\t{{{{.Names}}}}\t{{{{.State}}}}\t{{{{.Status}}}}'
-    found: Dict[str, List[Dict[str, str]]] = {}
     for line in docker("ps", "--all", "--filter", f"label={LABEL}", "--format", form).splitlines():
         name, container, state, status = line.split("\t")
-        entry = {"host": container[len(f"testbed-{name}-"):], "state": state, "status": status}  # fmt: skip
-        found.setdefault(name, []).append(entry)
+        yield name, {"host": container[len(f"testbed-{name}-") :], "state": state, "status": status}
+
+
+def standing() -> Dict[str, List[Dict[str, str]]]:
+    """Testbeds on this machine: name -> its hosts with their container's state."""
+    found: Dict[str, List[Dict[str, str]]] = {}
+    for name, host in _containers():
+        found.setdefault(name, []).append(host)
     return found

@@ -110,10 +110,6 @@ def _present(reference: str, wanted: str) -> bool:
     return label.strip() == wanted
 
 
-def _label(wanted: str) -> List[str]:
-    return [f"LABEL {RECIPE}={wanted}"]
-
-
 # --- Debian and the host ----------------------------------------------------------------------------------------------
 
 
@@ -138,7 +134,7 @@ def base() -> str:
                 (work / "tar").rename(archive)
             finally:
                 shutil.rmtree(work, ignore_errors=True)
-        docker("import", "--change", _label(wanted)[0], str(archive), reference)
+        docker("import", "--change", f"LABEL {RECIPE}={wanted}", str(archive), reference)
     return reference
 
 
@@ -155,10 +151,10 @@ def host() -> str:
         with tempfile.TemporaryDirectory(prefix="host-", dir=cache()) as context:
             shutil.copytree(HERE / "host", context, dirs_exist_ok=True)
             shutil.copy2(compose_plugin(), Path(context) / "docker-compose")
-            label = f"{RECIPE}={wanted}"
+            names = ["--build-arg", f"BASE={parent}", "--label", f"{RECIPE}={wanted}", "--tag", reference]
             # The machine's network, because a container's own may have no way to the mirror.
-            docker("build", "--quiet", "--network", "host", "--build-arg", f"BASE={parent}", "--label", label,
-                   "--tag", reference, context, env={**os.environ, "DOCKER_BUILDKIT": "0"})  # fmt: skip
+            classic = {**os.environ, "DOCKER_BUILDKIT": "0"}
+            docker("build", "--quiet", "--network", "host", *names, context, env=classic)
         _save("host-*.tar", archive, [reference])
     return reference
 
@@ -204,7 +200,7 @@ def build_xinference() -> List[str]:
         if all(_present(reference, wanted) for reference, wanted in recipes.items()) or _load(archive, recipes):
             return list(recipes)
         # Network and processor are busy at different times.
-        with ThreadPoolExecutor(max_workers=2) as pool:
+        with ThreadPoolExecutor(max_workers=3) as pool:
             debian = pool.submit(base)
             collected = {version: pool.submit(wheels, version) for version in VERSIONS}
             first = collected[VERSIONS[0]].result()
@@ -230,10 +226,10 @@ def _layer(parent: str, script: str, reference: str, wanted: str, mounted: Path)
     Not a Dockerfile, because the classic builder would put the wheels into a layer first.
     """
     name = f"testbed-build-{os.getpid()}-{recipe(reference)}"
+    container = ["--interactive", "--name", name, "--network", "none", "--volume", f"{mounted}:/mnt:ro"]
     try:
-        docker("run", "--interactive", "--name", name, "--network", "none", "--volume", f"{mounted}:/mnt:ro", parent,
-               "sh", "-s", stdin=None, input=script)  # fmt: skip
-        changes = [part for change in [*CONFIG, *_label(wanted)] for part in ("--change", change)]
+        docker("run", *container, parent, "sh", "-s", text=script)
+        changes = [part for change in (*CONFIG, f"LABEL {RECIPE}={wanted}") for part in ("--change", change)]
         docker("commit", *changes, name, reference)
     finally:
         docker("rm", "--force", "--volumes", name, check=False)

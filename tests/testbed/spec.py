@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass, fields
-from typing import Dict, List, Sequence, Tuple, Union
+from typing import Any, Dict, List, Sequence, Tuple
 
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
 SIZE = re.compile(r"[1-9][0-9]*[kmg]")
@@ -64,38 +64,35 @@ class HostSpec:
             if value and not SIZE.fullmatch(value):
                 faults.append(f"{key} is {value!r} and not a size such as 300m or 2g")
         if faults:
-            raise SpecError("; ".join(faults))
+            raise SpecError(f"host {self.name!r}: {'; '.join(faults)}")
 
     @classmethod
     def parse(cls, text: str) -> HostSpec:
         """The host that `NAME:KEY=VALUE,...` describes. Raises SpecError."""
         name, _, rest = text.partition(":")
         kinds = {field.name: type(field.default) for field in fields(cls) if field.name != "name"}
-        values: Dict[str, Union[str, int, bool]] = {}
+        values: Dict[str, Any] = {}
         faults = []
         for setting in filter(None, rest.split(",")):
             key, _, value = setting.partition("=")
             if key not in kinds:
                 faults.append(f"{key!r} is not one of {', '.join(kinds)}")
-            elif kinds[key] is bool:
-                if value not in TRUTH:
-                    faults.append(f"{key} is {value!r} and neither yes nor no")
-                values[key] = TRUTH.get(value, False)
-            elif kinds[key] is int:
-                if not value.isdigit():
-                    faults.append(f"{key} is {value!r} and not a number")
-                values[key] = int(value) if value.isdigit() else 0
+            elif kinds[key] is bool and value not in TRUTH:
+                faults.append(f"{key} is {value!r} and neither yes nor no")
+            elif kinds[key] is int and not value.isdigit():
+                faults.append(f"{key} is {value!r} and not a number")
             else:
-                values[key] = value
+                values[key] = TRUTH[value] if kinds[key] is bool else kinds[key](value)
         if faults:
             raise SpecError(f"host {text!r}: {'; '.join(faults)}")
-        return cls(name, **values)  # type: ignore[arg-type]
+        return cls(name, **values)
 
 
 def parse_hosts(texts: Sequence[str]) -> List[HostSpec]:
     """The hosts of a command line. Raises SpecError, also for a name given twice."""
     hosts = [HostSpec.parse(text) for text in texts]
-    twice = sorted({host.name for host in hosts if sum(other.name == host.name for other in hosts) > 1})
+    names = [host.name for host in hosts]
+    twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise SpecError(f"named more than once: {', '.join(twice)}")
     return hosts
