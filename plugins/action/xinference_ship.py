@@ -6,25 +6,31 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, Callable
 
 from ansible import constants as C
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
-from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import Bundle, BundleError
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import Artifact, Bundle, BundleError
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.manifest import IMAGES
 from ansible_collections.airgap.xinference.plugins.plugin_utils.bundles import (
     ALWAYS,
+    LIBRARIES,
     bundle_path,
     select,
     verified,
 )
+from ansible_collections.airgap.xinference.plugins.plugin_utils.images import Images, bare, load, with_layers
 from ansible_collections.airgap.xinference.plugins.plugin_utils.shipping import (
     Answer,
+    Shipment,
     ShippingError,
     describe,
+    missing_blobs,
     ship,
     summary,
+    together,
 )
 from ansible_collections.airgap.xinference.plugins.plugin_utils.transport import PutFile, Transport, choose
 
@@ -35,6 +41,9 @@ ARGUMENTS = {
     "root": {"type": "str", "required": True},
     "models": {"type": "list", "elements": "dict", "default": []},
     "backend": {"type": "str", "choices": sorted(ALWAYS), "default": "native"},
+    "images": {"type": "list", "elements": "str", "default": []},
+    "tools": {"type": "list", "elements": "str", "default": []},
+    "docker_host": {"type": "str"},
     "cache_dir": {"type": "str"},
 }
 
@@ -52,81 +61,40 @@ class ActionModule(ActionBase):
         task_vars = task_vars or {}
         _validation, options = self.validate_argument_spec(argument_spec=ARGUMENTS)
         host = task_vars.get("inventory_hostname", "host")
-        began = time.monotonic()
 
         def say(line: str) -> None:
             display.display(f"{host}: {line}" if not line.startswith(host) else line)
 
         try:
             bundle = Bundle.open(bundle_path(options["bundle"]))
-            chosen = select(bundle, options["models"], options["backend"])
+            chosen = select(bundle, options["models"], options["backend"], options["images"], options["tools"])
             if chosen.absent:
                 raise ShippingError(
                     f"The bundle {bundle.root} does not have what {host} needs: {', '.join(chosen.absent)}. "
                     "Build it with the same inventory (playbooks/bundle.yml)."
                 )
-            damaged, read = verified(bundle, chosen.artifacts, options["cache_dir"], say)
-            if damaged:
-                raise BundleError(
-                    f"The bundle {bundle.root} is damaged; nothing was sent to {host}. Copy it again:",
-                    [str(blob) for blob in damaged],
-                )
-            result.update(self._ship(bundle, chosen.artifacts, options["root"], host, task_vars, say, began))
+            job = _Job(self, bundle, chosen.artifacts, options, host, task_vars, say)
+            result.update(job.rehearse() if self._task.check_mode else job.do())
         except (BundleError, ShippingError, OSError) as error:
             raise AnsibleActionFail(f"{host}: {error}", result=getattr(error, "details", {})) from error
-        result["hashed_bytes"] += read
         return result
 
-    def _ship(
-        self, bundle: Bundle, artifacts: Any, root: str, host: str, task_vars: dict[str, Any], say: Any, began: float
-    ) -> dict[str, Any]:
-        total = sum(Bundle(bundle.root, artifacts).blobs.values())
-        owner = None if self._task.check_mode else self._uploader()
-        arguments = {
-            "root": root,
-            "artifacts": [
-                {"kind": entry.kind, "name": entry.name, "digest": entry.digest, "size": _manifest_size(entry)}
-                for entry in artifacts
-            ],
-            "owner": owner,
-        }
+    def ask(self, module: str, arguments: dict[str, Any], task_vars: dict[str, Any]) -> Answer:
+        """Run one of our modules on the host. Raises ShippingError with its message when it fails."""
+        answer = self._execute_module(f"airgap.xinference.{module}", arguments, task_vars=task_vars)
+        if answer.get("failed") or "missing" not in answer:
+            raise ShippingError(str(answer.get("msg") or answer.get("module_stdout") or answer))
+        return answer
 
-        def ask() -> Answer:
-            answer = self._execute_module("airgap.xinference.xinference_store", arguments, task_vars=task_vars)
-            if answer.get("failed") or "missing" not in answer:
-                raise ShippingError(str(answer.get("msg") or answer.get("module_stdout") or answer))
-            return answer
+    def transports(self, bundle: Bundle, receive: dict[str, Any], owner: int | None) -> list[Transport]:
+        """The ways to the host, best first."""
+        if owner is not None:
+            self._refuse_closed_area(receive["path"])
+        best = choose(self._connection, bundle, receive, C.DEFAULT_LOCAL_TMP)
+        plain = PutFile(self._connection, bundle, receive["path"], C.DEFAULT_LOCAL_TMP)
+        return [best] if isinstance(best, PutFile) else [best, plain]
 
-        def connect(answer: Answer) -> list[Transport]:
-            path = answer["receive"]["path"]
-            if owner is not None:
-                self._refuse_closed_area(path)
-            best = choose(self._connection, bundle, answer["receive"], C.DEFAULT_LOCAL_TMP)
-            plain = PutFile(self._connection, bundle, path, C.DEFAULT_LOCAL_TMP)
-            return [best] if isinstance(best, PutFile) else [best, plain]
-
-        if self._task.check_mode:
-            answer = ask()
-            return {
-                **_numbers(answer["changed"], 0, answer["hashed_bytes"], total, 0, began),
-                "diff": describe(bundle, artifacts, answer, root),
-                "artifacts": answer["artifacts"],
-            }
-        shipment = ship(artifacts, ask, connect, host, say)
-        seconds = time.monotonic() - began
-        result = {
-            **_numbers(shipment.changed, shipment.sent_bytes, shipment.hashed_bytes, total, shipment.blobs, began),
-            "transports": shipment.transports,
-            "artifacts": shipment.answer["artifacts"],
-            "msg": summary(shipment, total, seconds),
-        }
-        if shipment.changed:
-            say(result["msg"])
-        if self._task.diff:
-            result["diff"] = describe(bundle, artifacts, shipment.first, root)
-        return result
-
-    def _uploader(self) -> int | None:
+    def uploader(self) -> int | None:
         """The numeric user that uploads when the store belongs to another one (become), else None."""
         if not self._connection.become:
             return None
@@ -146,17 +114,122 @@ class ActionModule(ActionBase):
             )
 
 
-def _manifest_size(artifact: Any) -> int:
-    """Bytes of an artifact's manifest."""
-    return next(blob.size for blob in artifact.blobs if blob.digest == artifact.digest)
+class _Job:
+    """What is to be shipped to one host, in two steps: everything but the layers of images, then what the engine lacks.
+
+    The first step brings the library by which the engine can be asked.
+    """
+
+    def __init__(
+        self,
+        action: ActionModule,
+        bundle: Bundle,
+        artifacts: list[Artifact],
+        options: dict[str, Any],
+        host: str,
+        task_vars: dict[str, Any],
+        say: Callable[[str], None],
+    ) -> None:
+        self.action, self.bundle, self.artifacts, self.options = action, bundle, artifacts, options
+        self.host, self.task_vars, self.say = host, task_vars, say
+        self.began = time.monotonic()
+        self.read = 0
+        self.owner: int | None = None
+        self.images = [artifact for artifact in artifacts if artifact.kind == IMAGES]
+
+    def rehearse(self) -> dict[str, Any]:
+        """Ask what is missing; where the engine cannot be asked yet, all layers of the images count."""
+        parts = [bare(artifact) for artifact in self.artifacts]
+        self._verify(self.artifacts)
+        answer = self._ask_store(parts)
+        needed = [part for part in parts if part.kind == IMAGES or (part.kind, part.name) == LIBRARIES]
+        if self.images and not missing_blobs(needed, answer):
+            images = load(self.images, self._ask_engine, lambda _missing: None, self.say, rehearse=True)
+        else:
+            missing = {layer.digest: layer.size for image in self.images for layer in image.layers}
+            images = Images(changed=bool(self.images), missing=missing)
+        parts = [with_layers(artifact, images.missing) for artifact in self.artifacts]
+        answer = {**answer, "missing": {**answer["missing"], **images.missing}}
+        return {
+            **self._numbers(answer["changed"] or images.changed, 0, answer["hashed_bytes"], 0),
+            "diff": describe(self.bundle, parts, answer, self.options["root"]),
+            "artifacts": answer["artifacts"],
+            "images": images.rows,
+        }
+
+    def do(self) -> dict[str, Any]:
+        """Ship, and return what was sent."""
+        self.owner = self.action.uploader()
+        shipments = [self._ship([bare(artifact) for artifact in self.artifacts])]
+        images = Images()
+
+        def send(missing: dict[str, dict[str, int]]) -> None:
+            shipments.append(self._ship([with_layers(each, missing.get(each.name, ())) for each in self.artifacts]))
+
+        if self.images:
+            images = load(self.images, self._ask_engine, send, self.say)
+        total = together(shipments)
+        result = {
+            **self._numbers(total.changed or images.changed, total.sent_bytes, total.hashed_bytes, total.blobs),
+            "transports": total.transports,
+            "artifacts": total.answer["artifacts"],
+            "images": images.rows,
+            "msg": summary(total, self._size(), time.monotonic() - self.began),
+        }
+        if total.changed:
+            self.say(result["msg"])
+        if self.action._task.diff:
+            result["diff"] = describe(self.bundle, self.artifacts, total.first, self.options["root"])
+        return result
+
+    def _ship(self, parts: list[Artifact]) -> Shipment:
+        """Bring these parts of the artifacts into the store of the host."""
+        self._verify(parts)
+        return ship(
+            parts,
+            lambda: self._ask_store(parts),
+            lambda answer: self.action.transports(self.bundle, answer["receive"], self.owner),
+            self.host,
+            self.say,
+        )
+
+    def _verify(self, parts: list[Artifact]) -> None:
+        """Refuse to send what is damaged in the bundle."""
+        damaged, read = verified(self.bundle, parts, self.options["cache_dir"], self.say)
+        self.read += read
+        if damaged:
+            raise BundleError(
+                f"The bundle {self.bundle.root} is damaged; nothing was sent to {self.host}. Copy it again:",
+                [str(blob) for blob in damaged],
+            )
+
+    def _ask_store(self, parts: list[Artifact]) -> Answer:
+        wanted = [
+            {**_named(part), "kind": part.kind, "layers": [layer.digest for layer in part.layers]} for part in parts
+        ]
+        arguments = {"root": self.options["root"], "artifacts": wanted, "owner": self.owner}
+        return self.action.ask("xinference_store", arguments, self.task_vars)
+
+    def _ask_engine(self, complete: set[str]) -> Answer:
+        wanted = [{**_named(image), "complete": image.name in complete} for image in self.images]
+        arguments = {"root": self.options["root"], "images": wanted, "docker_host": self.options["docker_host"]}
+        return self.action.ask("xinference_image", arguments, self.task_vars)
+
+    def _size(self) -> int:
+        return sum(Bundle(self.bundle.root, self.artifacts).blobs.values())
+
+    def _numbers(self, changed: bool, sent: int, hashed: int, blobs: int) -> dict[str, Any]:
+        return {
+            "changed": changed,
+            "sent_bytes": sent,
+            "hashed_bytes": hashed + self.read,
+            "skipped_bytes": max(0, self._size() - sent),
+            "blobs": blobs,
+            "seconds": round(time.monotonic() - self.began, 2),
+        }
 
 
-def _numbers(changed: bool, sent: int, hashed: int, total: int, blobs: int, began: float) -> dict[str, Any]:
-    return {
-        "changed": changed,
-        "sent_bytes": sent,
-        "hashed_bytes": hashed,
-        "skipped_bytes": max(0, total - sent),
-        "blobs": blobs,
-        "seconds": round(time.monotonic() - began, 2),
-    }
+def _named(artifact: Artifact) -> dict[str, Any]:
+    """An artifact as the modules on the host want it named; the size is its manifest's, in bytes."""
+    size = next(blob.size for blob in artifact.blobs if blob.digest == artifact.digest)
+    return {"name": artifact.name, "digest": artifact.digest, "size": size}

@@ -2,7 +2,7 @@
 # Copyright: airgap.xinference engineers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Write a bundle: an OCI image layout that holds exactly the models and files asked for."""
+"""Write a bundle: an OCI image layout that holds exactly the models, images and files asked for."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ short_description: Write the bundle that is carried to an air-gapped site
 version_added: "0.1.0"
 description:
   - Makes the directory O(path) an L(OCI image layout, https://github.com/opencontainers/image-spec) that holds exactly
-    the models and files asked for. Artifacts that are no longer asked for are removed from it.
+    the models, images and files asked for. Artifacts that are no longer asked for are removed from it.
   - A model directory becomes a CNCF ModelPack manifest with one raw blob a file. Other files become an artifact as ORAS
     writes it. Files are hard links of their sources where the file system allows, otherwise copies.
+  - A container image becomes an OCI image with uncompressed layers, so that the digest of its configuration is the
+    image id. It is read once, from the Docker Engine of this machine or from an archive, and not again while it is the
+    same.
   - The same input gives the same digests, on any machine. A second run reads nothing that has not changed, which is
     known from size, modification time and inode of every file.
   - Refuses, before anything is written and with every problem in one message, symbolic links that leave a directory,
@@ -67,6 +70,27 @@ options:
         description: Facts about the files that belong to the artifact. Values must not differ from build to build.
         type: dict
         default: {}
+  images:
+    description: Container images to put in, as C(images/<name>), with C(-) for C(/) and C(:).
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: Name and tag of the image, as the hosts will know it.
+        type: str
+        required: true
+      archive:
+        description:
+          - An archive that holds the image, as C(docker save), podman, skopeo or buildx write it (docker or OCI form),
+            plain or compressed with gzip or zstd (for which the program C(zstd) is needed).
+          - Without it the image comes from the Docker Engine of this machine, which pulls it when it does not have it.
+        type: path
+  docker_host:
+    description:
+      - Address of the Docker Engine, for images without an archive. By default the environment variable E(DOCKER_HOST),
+        else the socket of this machine.
+    type: str
   cache_dir:
     description:
       - Directory of what is remembered about files between runs. It is not part of the bundle.
@@ -77,7 +101,9 @@ extends_documentation_fragment:
 attributes:
   check_mode:
     support: full
-    details: Nothing is hashed in check mode, so a file that is new or was touched counts as a change.
+    details:
+      - Nothing is hashed and nothing is pulled in check mode, so a file or an image that is new or was touched counts
+        as a change.
   diff_mode:
     support: full
   idempotent:
@@ -106,6 +132,14 @@ EXAMPLES = r"""
         path: /srv/wheels
         annotations:
           airgap.xinference.python: cp311
+
+- name: Put images into the bundle, one from the engine and one from an archive
+  airgap.xinference.xinference_bundle:
+    path: /srv/bundle
+    images:
+      - name: xprobe/xinference:v4.1.0
+      - name: nginx:1.29
+        archive: /srv/nginx.tar.zst
 """
 
 RETURN = r"""
@@ -135,7 +169,7 @@ artifacts:
       description: What its manifest says about it.
       type: dict
     files:
-      description: Number of files.
+      description: Number of files, of an image the number of layers.
       type: int
       sample: 13
     size:
@@ -185,8 +219,14 @@ problems:
   elements: str
 """
 
-from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible_collections.airgap.xinference.plugins.module_utils._ansible import failing
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.engine import DOCKER_ERROR, Engine, EngineError
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.images import (
+    ArchiveFile,
+    EngineImage,
+    ImageRequest,
+)
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.ingest import Outcome, Request, write_bundle
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import BundleError
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.manifest import REVISION, SOURCE
@@ -208,11 +248,14 @@ def main() -> None:
         "path": {"type": "path", "required": True},
         "annotations": {"type": "dict", "default": {}},
     }
+    image_spec = {"name": {"type": "str", "required": True}, "archive": {"type": "path"}}
     module = AnsibleModule(
         argument_spec={
             "path": {"type": "path", "required": True},
             "models": {"type": "list", "elements": "dict", "default": [], "options": model_spec},
             "files": {"type": "list", "elements": "dict", "default": [], "options": files_spec},
+            "images": {"type": "list", "elements": "dict", "default": [], "options": image_spec},
+            "docker_host": {"type": "str"},
             "cache_dir": {"type": "path"},
         },
         supports_check_mode=True,
@@ -222,9 +265,29 @@ def main() -> None:
         Request("models", model["name"], model["path"], _model_annotations(model)) for model in params["models"]
     ]
     requests += [Request(item["kind"], item["name"], item["path"], item["annotations"]) for item in params["files"]]
-    with failing(module, BundleError):
-        outcome = write_bundle(params["path"], requests, params["cache_dir"], module.check_mode)
+    with failing(module, BundleError, EngineError):
+        images = _images(module, params["images"])
+        outcome = write_bundle(params["path"], requests, params["cache_dir"], module.check_mode, images=images)
         module.exit_json(path=params["path"], **_result(outcome))
+
+
+def _images(module: AnsibleModule, entries: list) -> list:
+    """Requests for images; the engine is asked for only where some image is to come from it."""
+    engine = None
+    if any(not entry["archive"] for entry in entries):
+        if DOCKER_ERROR:
+            module.fail_json(
+                msg=missing_required_lib("docker", reason="to take images from the Docker Engine of this machine"),
+                exception=DOCKER_ERROR,
+            )
+        engine = Engine(module.params["docker_host"])
+    return [
+        ImageRequest(
+            entry["name"],
+            EngineImage(engine, entry["name"]) if engine and not entry["archive"] else ArchiveFile(entry["archive"]),
+        )
+        for entry in entries
+    ]
 
 
 def _model_annotations(model: dict) -> dict:

@@ -125,7 +125,9 @@ def main() -> None:
         bundle = Bundle.open(params["path"])
         hashed = _verify(bundle, params["cache_dir"]) if params["verify"] else 0
         artifacts = [
-            artifact_values(item.kind, item.name, item.annotations, len(item.files), item.size, item.digest)
+            artifact_values(
+                item.kind, item.name, item.annotations, len(item.files or item.layers), item.size, item.digest
+            )
             for item in bundle.artifacts
         ]
         module.exit_json(

@@ -18,6 +18,9 @@ description:
     files sent together.
   - A run that was cut goes on where it stopped when it is run again.
   - The bundle is verified on the controller first, once for all hosts. A damaged blob is refused and named.
+  - With the backend V(docker) the engine of the host is asked what it has of the images, by
+    M(airgap.xinference.xinference_image). Of an image it has nothing is sent; of another one only the layers it lacks,
+    and they are loaded at once and removed from the store. An engine that refuses such a part gets the whole image.
 extends_documentation_fragment:
   - airgap.xinference.attributes
 attributes:
@@ -25,7 +28,7 @@ attributes:
     support: full
     details:
       - Reports what would be sent. An artifact whose manifest the host does not have yet counts in full, although the
-        host may have some of its blobs.
+        host or its engine may have some of it.
   diff_mode:
     support: full
   idempotent:
@@ -54,6 +57,22 @@ options:
     type: str
     choices: [docker, native]
     default: native
+  images:
+    description: The images the host needs, by their names in the engine. Used with the backend V(docker).
+    type: list
+    elements: str
+    default: []
+  tools:
+    description:
+      - Names of the tools of the bundle the host needs, such as a Compose plugin. They arrive, executable, below
+        C(<root>/tools). Used with the backend V(docker).
+    type: list
+    elements: str
+    default: []
+  docker_host:
+    description:
+      - Address of the engine, as seen from the host. By default what E(DOCKER_HOST) says there, else its socket.
+    type: str
   cache_dir:
     description:
       - The directory on the controller for the stamps that make a second verification of the bundle needless.
@@ -73,6 +92,15 @@ EXAMPLES = r"""
         source:
           modelscope: BAAI/bge-m3
   register: shipped
+
+- name: Ship and load the image a Docker host runs
+  airgap.xinference.xinference_ship:
+    bundle: /media/usb/bundle
+    root: /opt/xinference
+    backend: docker
+    images: [xprobe/xinference:v4.1.0]
+  environment:
+    PYTHONPATH: /opt/xinference/lib/python  # where the docker library arrives
 """
 
 RETURN = r"""
@@ -107,6 +135,12 @@ transports:
   type: list
   elements: str
   sample: [rsync]
+images:
+  description: What was done about each image, as RV(airgap.xinference.xinference_image#module:images) says it.
+  returned: success
+  type: list
+  elements: dict
+  sample: []
 artifacts:
   description: The content of C(<root>/state/artifacts.json), empty in check mode when something is missing.
   returned: success

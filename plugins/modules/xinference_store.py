@@ -14,7 +14,7 @@ author:
   - airgap.xinference engineers (@airgap)
 description:
   - Takes the blobs that were received into the store after checking their SHA-256, says which are still missing, and
-    once none is, makes the directories of models and wheels out of them.
+    once none is, makes the directories of models, wheels and tools out of them.
   - Usually called by M(airgap.xinference.xinference_ship), again and again until nothing is missing. Of use by itself
     where blobs come to the host on a disk, C(<root>/partial/<64 hex digits>).
   - Blobs that a stamp (size, modification time, inode) vouches for are not read again.
@@ -56,6 +56,13 @@ options:
         description: The size of its manifest in bytes.
         type: int
         required: true
+      layers:
+        description:
+          - Layers of an image, by digest, that are to be in the store. Manifest and configuration always are, layers
+            only on their way to the engine.
+        type: list
+        elements: str
+        default: []
   owner:
     description:
       - The numeric user that uploads, when it is not the one this module runs as.
@@ -144,6 +151,7 @@ def main() -> None:
         "name": {"type": "str", "required": True},
         "digest": {"type": "str", "required": True},
         "size": {"type": "int", "required": True},
+        "layers": {"type": "list", "elements": "str", "default": []},
     }
     module = AnsibleModule(
         argument_spec={
@@ -155,7 +163,7 @@ def main() -> None:
     )
     with failing(module, StoreError, OSError):
         store = Store(module.params["root"], dry_run=module.check_mode)
-        wanted = [Wanted(**entry) for entry in module.params["artifacts"]]
+        wanted = [Wanted(**{**entry, "layers": tuple(entry["layers"])}) for entry in module.params["artifacts"]]
         answer = keep(store, wanted, module.params["owner"])
         module.exit_json(
             changed=answer.changed,

@@ -19,6 +19,7 @@ from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout im
     cache_dir,
     verify,
 )
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.reference import image_name, reference_problem
 from ansible_collections.airgap.xinference.plugins.module_utils.server.spec import source_name
 
 from .progress import Progress
@@ -50,9 +51,21 @@ def wanted_models(entries: Iterable[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(name for name in names if name))
 
 
-def select(bundle: Bundle, entries: Iterable[Mapping[str, Any]], backend: str) -> Selection:
-    """What a host with these model entries needs of a bundle."""
+def select(
+    bundle: Bundle,
+    entries: Iterable[Mapping[str, Any]],
+    backend: str,
+    images: Iterable[str] = (),
+    tools: Iterable[str] = (),
+) -> Selection:
+    """What a host with these model entries, images (by their names in the engine) and tools needs of a bundle.
+
+    Images and tools are for the backend `docker` only.
+    """
     references = [*ALWAYS[backend], *(("models", name) for name in wanted_models(entries))]
+    if backend == "docker":
+        references += [("tools", name) for name in dict.fromkeys(tools)]
+        references += [("images", name) for name in dict.fromkeys(map(_image, images))]
     artifacts, absent = [], []
     for kind, name in references:
         artifact = bundle.find(kind, name)
@@ -61,6 +74,11 @@ def select(bundle: Bundle, entries: Iterable[Mapping[str, Any]], backend: str) -
         else:
             artifacts.append(artifact)
     return Selection(artifacts, absent)
+
+
+def _image(reference: str) -> str:
+    """The name of an image in the bundle; one that cannot be right is looked up as it is, and not found."""
+    return reference if reference_problem(reference) else image_name(reference)
 
 
 def verified(

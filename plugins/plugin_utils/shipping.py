@@ -102,6 +102,19 @@ def ship(
     raise ShippingError(f"Still missing after {ROUNDS} attempts: {_some(shipment.answer['missing'])}.")
 
 
+def together(shipments: list[Shipment]) -> Shipment:
+    """Several shipments to one host as one."""
+    return Shipment(
+        first=shipments[0].first,
+        answer=shipments[-1].answer,
+        sent_bytes=sum(shipment.sent_bytes for shipment in shipments),
+        hashed_bytes=sum(shipment.hashed_bytes for shipment in shipments),
+        blobs=sum(shipment.blobs for shipment in shipments),
+        changed=any(shipment.changed for shipment in shipments),
+        transports=list(dict.fromkeys(name for shipment in shipments for name in shipment.transports)),
+    )
+
+
 def summary(shipment: Shipment, total: int, seconds: float) -> str:
     """One line of totals."""
     if not shipment.changed:
