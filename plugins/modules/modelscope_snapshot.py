@@ -93,7 +93,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-path:
+directory:
   description: The directory.
   returned: success
   type: str
@@ -222,7 +222,7 @@ def main() -> None:
         except HubError as error:
             where = params["endpoint"] or "the hub"
             raise BundleError(f"{wish.model} at revision {wish.revision}: {where} says: {error}") from error
-    module.exit_json(path=params["path"], **result)
+    module.exit_json(directory=params["path"], **result)
 
 
 def _run(module: AnsibleModule, wish: Wish, directory: Path, cache: Path) -> dict:

@@ -109,7 +109,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-path:
+directory:
   description: The bundle.
   returned: success
   type: str
@@ -224,7 +224,7 @@ def main() -> None:
     requests += [Request(item["kind"], item["name"], item["path"], item["annotations"]) for item in params["files"]]
     with failing(module, BundleError):
         outcome = write_bundle(params["path"], requests, params["cache_dir"], module.check_mode)
-        module.exit_json(path=params["path"], **_result(outcome))
+        module.exit_json(directory=params["path"], **_result(outcome))
 
 
 def _model_annotations(model: dict) -> dict:

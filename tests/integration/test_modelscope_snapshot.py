@@ -68,6 +68,7 @@ def test_fetches_everything_and_pins_the_commit(hub: Hub, fetch: Fetch, tmp_path
     assert sorted(result["fetched"]) == sorted(FILES)
     assert content(tmp_path / "tiny") == FILES
     assert result["unchecked"] == [] and result["hashed_bytes"] == 0
+    assert result["size"] == result["fetched_bytes"] == sum(map(len, FILES.values()))
 
 
 def test_second_run_makes_no_file_request_and_hashes_nothing(hub: Hub, fetch: Fetch) -> None:
@@ -229,7 +230,7 @@ def test_fetched_files_are_not_hashed_again_by_the_bundle(hub: Hub, fetch: Fetch
     bundle = tmp_path / "bundle"
     cache = tmp_path / "bundle.cache"
     fetched = fetch(cache_dir=str(cache))
-    wanted = {"name": "tiny", "path": fetched["path"], "source": "modelscope:org/tiny", "revision": COMMIT}
+    wanted = {"name": "tiny", "path": fetched["directory"], "source": "modelscope:org/tiny", "revision": COMMIT}
     written = run_module("xinference_bundle", {"path": str(bundle), "cache_dir": str(cache), "models": [wanted]})
     assert written["hashed_bytes"] == 0 and written["linked_bytes"] >= len(WEIGHTS)
     info = run_module("xinference_bundle_info", {"path": str(bundle), "verify": True})
