@@ -165,7 +165,7 @@ def test_the_playbook_takes_the_models_of_all_hosts_and_changes_nothing_twice(tm
         assert first.returncode == 0, first.stdout + first.stderr
         for words in ("models/remote", COMMIT, "models/tiny", "wheels/host", "wheels/server", "4.8 MiB"):
             assert words in first.stdout
-        assert "org/remote" in first.stdout and "in 2 of 2 files" in first.stdout
+        assert "org/remote" in first.stdout and "4.8 MiB of 4.8 MiB, 2 of 2 files" in first.stdout
         hub.forget()
         second = play(tmp_path, inventory, xinference_bundle_modelscope_endpoint=hub.endpoint)
         assert second.returncode == 0 and "changed=0" in second.stdout, second.stdout + second.stderr
