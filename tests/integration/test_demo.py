@@ -173,7 +173,9 @@ def test_every_variable_reaches_the_process(demo: Demo) -> None:
     service = json.loads((demo.site / native_run.SERVICE).read_text())
     text = Path(f"/proc/{demo.pid()}/environ").read_bytes().decode()
     reached = dict(line.split("=", 1) for line in text.split("\0") if line)
+    sockets = reached.pop(native_run.SOCKETS)
     assert reached == {**service["environment"], native_run.MARK: str(demo.site)}
+    assert Path(sockets, ".xoscar").is_dir()
     assert reached["HF_HUB_OFFLINE"] == reached["TRANSFORMERS_OFFLINE"] == "1"
     assert reached["XINFERENCE_ENABLE_VIRTUAL_ENV"] == "0"
 
