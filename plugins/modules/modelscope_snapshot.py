@@ -212,7 +212,7 @@ def main() -> None:
     directory = Path(params["path"])
     cache = Path(params["cache_dir"] or cache_dir(directory))
     wish = Wish(params["model"], params["revision"], tuple(params["allow_patterns"]), tuple(params["ignore_patterns"]))
-    with failing(module, BundleError):
+    with failing(module, BundleError, OSError):
         try:
             if module.check_mode:
                 result = _run(module, wish, directory, cache)

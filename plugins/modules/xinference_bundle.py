@@ -222,7 +222,7 @@ def main() -> None:
         Request("models", model["name"], model["path"], _model_annotations(model)) for model in params["models"]
     ]
     requests += [Request(item["kind"], item["name"], item["path"], item["annotations"]) for item in params["files"]]
-    with failing(module, BundleError):
+    with failing(module, BundleError, OSError):
         outcome = write_bundle(params["path"], requests, params["cache_dir"], module.check_mode)
         module.exit_json(directory=params["path"], **_result(outcome))
 

@@ -116,7 +116,9 @@ def test_skopeo_reads_and_verifies_the_bundle(tmp_path: Path, model: Path) -> No
         assert json.loads((tmp_path / "out" / "manifest.json").read_text())["layers"]
 
 
-def play(tmp_path: Path, inventory: Dict[str, Any], **variables: Any) -> subprocess.CompletedProcess[str]:
+def play(
+    tmp_path: Path, inventory: Dict[str, Any], *options: str, **variables: Any
+) -> subprocess.CompletedProcess[str]:
     """Run the playbook on an inventory, with wheels that cost a second instead of a minute."""
     (tmp_path / "hosts.json").write_text(json.dumps(inventory))
     small = {
@@ -132,6 +134,7 @@ def play(tmp_path: Path, inventory: Dict[str, Any], **variables: Any) -> subproc
             str(Path(sys.executable).with_name("ansible-playbook")),
             *("--inventory", str(tmp_path / "hosts.json"), "--extra-vars", json.dumps(small)),
             str(ROOT / "playbooks" / "bundle.yml"),
+            *options,
         ],
         env={
             **os.environ,
@@ -178,9 +181,19 @@ def test_the_playbook_takes_the_models_of_all_hosts_and_changes_nothing_twice(tm
 
 def test_the_playbook_leaves_the_server_wheels_out_where_no_host_is_native(tmp_path: Path, model: Path) -> None:
     host = {"xinference_backend": "docker", "xinference_models": [{"model_uid": "a", "source": {"path": str(model)}}]}
-    ended = play(tmp_path, {"xinference": {"hosts": {"gpu1": host}}})
+    inventory = {"xinference": {"hosts": {"gpu1": host}}}
+    foretold = play(tmp_path, inventory, "--check")
+    assert foretold.returncode == 0 and "changed=1" in foretold.stdout, foretold.stdout + foretold.stderr
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["hosts.json", "model"]
+    ended = play(tmp_path, inventory)
     assert ended.returncode == 0 and "wheels/server" not in ended.stdout, ended.stdout + ended.stderr
     assert "models/model" in ended.stdout
+    assert "changed=0" in play(tmp_path, inventory, "--check").stdout
+
+
+def test_the_playbook_says_so_when_there_is_no_host(tmp_path: Path) -> None:
+    ended = play(tmp_path, {"other": {"hosts": {"gpu1": {}}}})
+    assert ended.returncode != 0 and "no host in the group xinference" in ended.stdout + ended.stderr
 
 
 def test_the_playbook_refuses_conflicting_sources_all_at_once_and_writes_nothing(tmp_path: Path) -> None:
