@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Callable
 
 import pytest
@@ -79,14 +80,14 @@ def test_a_refusal_is_tried_once(guarded_server: Server, wrong: dict) -> None:
 )
 def test_modules_try_a_refused_key_once(guarded_server: Server, module: str, options: dict, wrong: dict) -> None:
     with Recorder(guarded_server.endpoint) as recorder:
-        result, _ = run_module(module, endpoint=recorder.endpoint, **options, **wrong)
+        result, _ = run_module(module, {"endpoint": recorder.endpoint, **options, **wrong})
         assert result["failed"], result
         assert "refused" in result["msg"]
         assert result["diagnosis"]["name"] == "wrong-credentials"
         assert len([line for line in recorder.lines if line.endswith(" 401")]) == 1, recorder.lines
 
 
-def test_an_old_server_with_a_configuration_file(tmp_path, models: Callable[[str], str]) -> None:
+def test_an_old_server_with_a_configuration_file(tmp_path: Path) -> None:
     settings = {
         "auth_config": {"algorithm": "HS256", "secret_key": "09d25e094faa6ca2556c", "token_expire_in_minutes": 30},
         "user_config": [{**ADMIN, "permissions": ["admin"], "api_keys": ["sk-72tkvudyGLPMi"]}],

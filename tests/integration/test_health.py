@@ -22,7 +22,7 @@ def test_a_server_is_waited_for_while_it_starts(version: str) -> None:
     except servers.Missing as error:
         pytest.skip(str(error))
     try:
-        result, _ = run_module("xinference_health", endpoint=server.endpoint, wait_timeout=120)
+        result, _ = run_module("xinference_health", {"endpoint": server.endpoint, "wait_timeout": 120})
         assert result.get("failed") is None, result
         assert result["healthy"] and result["version"] == version and result["supported"]
         assert result["waited_s"] > 1
@@ -35,14 +35,14 @@ def test_a_server_is_waited_for_while_it_starts(version: str) -> None:
 
 def test_the_wait_has_an_end() -> None:
     endpoint = f"http://127.0.0.1:{free_port()}"
-    result, seconds = run_module("xinference_health", endpoint=endpoint, wait_timeout=3, wait_sleep=0.5)
+    result, seconds = run_module("xinference_health", {"endpoint": endpoint, "wait_timeout": 3, "wait_sleep": 0.5})
     assert result["failed"] and not result["reachable"]
     assert f"No Xinference answers at {endpoint}: " in result["msg"] and "the limit is 3 s" in result["msg"]
     assert seconds < 6
 
 
 def test_fail_false_only_reports() -> None:
-    result, _ = run_module("xinference_health", endpoint=f"http://127.0.0.1:{free_port()}", fail=False)
+    result, _ = run_module("xinference_health", {"endpoint": f"http://127.0.0.1:{free_port()}", "fail": False})
     assert not result.get("failed") and result["healthy"] is False and result["problems"]
 
 
@@ -57,7 +57,8 @@ def test_a_failed_launch_is_explained_at_once(server: Server, models: Callable[[
     while client.instances("broken")[0]["status"] != "ERROR" and time.monotonic() < limit:
         time.sleep(0.2)
     result, seconds = run_module(
-        "xinference_health", endpoint=server.endpoint, models=[{"model_uid": "broken"}], wait_timeout=60
+        "xinference_health",
+        {"endpoint": server.endpoint, "models": [{"model_uid": "broken"}], "wait_timeout": 60},
     )
     assert result["failed"] and "The launch of model broken failed" in result["msg"]
     assert seconds < 15
@@ -71,14 +72,15 @@ def test_models_and_probes(server: Server, models: Callable[[str], str]) -> None
     servers.launch(client, {**real, "model_path": models("minilm")})
     entry = {**real, "probe": {"expect": {"dimensions": 384}}}
     disabled = {"model_uid": "off", "enabled": False}
-    result, _ = run_module("xinference_health", endpoint=server.endpoint, models=[entry, disabled], probe=True)
+    asked = {"endpoint": server.endpoint, "probe": True}
+    result, _ = run_module("xinference_health", {**asked, "models": [entry, disabled]})
     assert result["healthy"], result
     assert result["models"]["real"]["state"] == "ready"
     assert result["probes"]["real"]["state"] == "passed"
     assert result["probes"]["real"]["latency_s"] < 10
-    result, _ = run_module("xinference_health", endpoint=server.endpoint, models=[real], probe=True)
+    result, _ = run_module("xinference_health", {**asked, "models": [real]})
     assert result["failed"] and "have 384 dimensions, and the model is registered with 768" in result["msg"]
-    listed, _ = run_module("xinference_model_info", endpoint=server.endpoint, model_uid="real")
+    listed, _ = run_module("xinference_model_info", {"endpoint": server.endpoint, "model_uid": "real"})
     (model,) = listed["models"]
     assert model["state"] == "ready" and model["model"]["model_name"] == "bce-embedding-base_v1"
     assert listed["version"] == server.version and listed["changed"] is False

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Callable
 
 import servers
@@ -56,7 +57,7 @@ def test_chat(server: Server, models: Callable[[str], str]) -> None:
     assert failed.state == "failed" and "was wanted in the answer" in failed.error
 
 
-def test_transcription(server: Server, models: Callable[[str], str], tmp_path) -> None:
+def test_transcription(server: Server, models: Callable[[str], str], tmp_path: Path) -> None:
     client = server.client()
     entry = {"model_uid": "ear", "model_name": "whisper-tiny", "model_type": "audio"}
     servers.launch(client, {**entry, "model_path": models("whisper")})

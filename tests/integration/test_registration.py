@@ -31,8 +31,8 @@ FLAT = {
 
 def register(endpoint: str, check: bool = False, **options: Any) -> Dict[str, Any]:
     """The result of the module for an embedding model."""
-    options = {"model_type": "embedding", **options}
-    result, _ = run_module("xinference_registration", check=check, endpoint=endpoint, **options)
+    params = {"endpoint": endpoint, "model_type": "embedding", **options}
+    result, _ = run_module("xinference_registration", params, check)
     return result
 
 

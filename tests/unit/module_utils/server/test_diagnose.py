@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from ansible_collections.airgap.xinference.plugins.module_utils.server.diagnose import diagnose
+from ansible_collections.airgap.xinference.plugins.module_utils.server.diagnose import Diagnosis, diagnose
 from ansible_collections.airgap.xinference.plugins.module_utils.server.failures import ROWS
 from fakes import FIXTURES, VERSIONS, recorded
 
@@ -76,37 +76,42 @@ def test_nothing_is_known():
     assert diagnose("a quite new failure") is None
 
 
+def known(text: str) -> Diagnosis:
+    """The diagnosis of a text that has one."""
+    found = diagnose(text)
+    assert found is not None
+    return found
+
+
 def test_kv_cache_advice_has_numbers():
-    found = diagnose(REPORTED["kv-cache-tokens"])
+    found = known(REPORTED["kv-cache-tokens"])
     assert "131000" in found.cause and "66512" in found.cause
     assert "max_model_len to 66304" in found.cure
-    found = diagnose(REPORTED["kv-cache-memory"])
+    found = known(REPORTED["kv-cache-memory"])
     assert "max_model_len to at most 114432" in found.cure
     assert "0.19 GiB more" in found.cure and "0.01 on a 24 GiB card" in found.cure
 
 
 def test_the_seed_s_table_of_a_48_gib_card():
     """With room for 8122 tokens at 0.6 and a wish for 66523, the advice stays below what was measured."""
-    found = diagnose(REPORTED["kv-cache-tokens"].replace("131000", "66523").replace("66512", "8122"))
+    found = known(REPORTED["kv-cache-tokens"].replace("131000", "66523").replace("66512", "8122"))
     assert "max_model_len to 7936" in found.cure
     assert "8.2 times too little" in found.cause
 
 
 def test_memory_taken_by_others():
-    found = diagnose(REPORTED["gpu-memory-taken"])
+    found = known(REPORTED["gpu-memory-taken"])
     assert "3.27 of 15.98 GiB" in found.cause
     assert "gpu_memory_utilization to 0.20" in found.cure
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_near_names_are_offered(version):
-    found = diagnose(recorded(version, "failures")["unknown-embedding"]["detail"])
+    found = known(recorded(version, "failures")["unknown-embedding"]["detail"])
     assert "bce-embeding-base" in found.cause
     assert "bce-embedding-base_v1" in found.cure
 
 
 def test_a_server_that_sees_some_gpus():
-    found = diagnose(
-        "Worker a:1 cannot use the GPUs with these indexes: [3]. Worker a:1 can only see these GPUs: [0, 1]."
-    )
+    found = known("Worker a:1 cannot use the GPUs with these indexes: [3]. Worker a:1 can only see these GPUs: [0, 1].")
     assert "numbers them 0, 1" in found.cure

@@ -48,6 +48,11 @@ class Told:
         return call
 
 
+def told(*arguments: Any, **changes: Any) -> Any:
+    """A `Told` that passes for a client."""
+    return Told(*arguments, **changes)
+
+
 class Clock:
     """Time that only passes when somebody sleeps."""
 
@@ -67,7 +72,7 @@ REFUSED = AccessRefused("refused", 401, "Could not validate credentials")
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_recorded_server_is_healthy(version):
-    health = look_at(Told(version), ["embedding", "chat"])
+    health = look_at(told(version), ["embedding", "chat"])
     assert health.healthy and health.problems == []
     result = health.result()
     assert (result["version"], result["supported"], result["auth"]) == (version, True, False)
@@ -81,8 +86,8 @@ def test_a_recorded_server_is_healthy(version):
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_failed_launch_is_a_problem_only_when_the_model_is_required(version):
     (failed,) = [one["model_uid"] for one in recorded(version, "instances") if one["model_uid"] == "unknown-embedding"]
-    assert look_at(Told(version)).healthy
-    health = look_at(Told(version), [failed])
+    assert look_at(told(version)).healthy
+    health = look_at(told(version), [failed])
     assert health.hopeless and len(health.problems) == 1
     assert "The launch of model unknown-embedding failed" in health.problems[0]
     if version == "4.1.0":
@@ -90,20 +95,20 @@ def test_a_failed_launch_is_a_problem_only_when_the_model_is_required(version):
 
 
 def test_a_model_that_is_unknown():
-    health = look_at(Told(), ["nobody"])
+    health = look_at(told(), ["nobody"])
     assert not health.healthy and not health.hopeless
     assert "Model nobody is not on the server. It knows: " in health.problems[0]
 
 
 def test_every_problem_is_reported():
-    health = look_at(Told(), ["nobody", "unknown-rerank"], workers=2)
+    health = look_at(told(), ["nobody", "unknown-rerank"], workers=2)
     assert len(health.problems) == 3
     assert health.problems[0] == "1 of 2 workers have joined http://recorded."
 
 
 def test_a_server_that_does_not_answer_is_waited_for():
-    clock, told = Clock(), Told(status=UNREACHABLE)
-    health = wait_healthy(told, timeout=10, pause=2, clock=clock, sleep=clock.sleep)
+    clock, server = Clock(), told(status=UNREACHABLE)
+    health = wait_healthy(server, timeout=10, pause=2, clock=clock, sleep=clock.sleep)
     assert clock.now == 10
     assert not health.reachable and health.waited_s == 10
     assert health.problems == [
@@ -113,50 +118,50 @@ def test_a_server_that_does_not_answer_is_waited_for():
 
 
 def test_the_wait_ends_when_it_is_well():
-    clock, told = Clock(), Told(status=UNREACHABLE)
+    clock, server = Clock(), told(status=UNREACHABLE)
 
     def sleep(seconds: float) -> None:
         clock.sleep(seconds)
         if clock.now >= 4:
-            told.answers["status"] = recorded("4.1.0", "status")
+            server.answers["status"] = recorded("4.1.0", "status")
 
-    health = wait_healthy(told, timeout=60, pause=2, clock=clock, sleep=sleep)
+    health = wait_healthy(server, timeout=60, pause=2, clock=clock, sleep=sleep)
     assert health.healthy and health.waited_s == 4
 
 
 def test_one_look_without_a_limit():
-    told = Told(status=UNREACHABLE)
-    health = wait_healthy(told)
-    assert told.asked == ["status"] and len(health.problems) == 1
+    server = told(status=UNREACHABLE)
+    health = wait_healthy(server)
+    assert server.asked == ["status"] and len(health.problems) == 1
 
 
 def test_a_refused_key_ends_the_wait():
-    clock, told = Clock(), Told(auth_enabled=True, version=REFUSED)
-    told.has_credentials = True
-    health = wait_healthy(told, timeout=60, clock=clock, sleep=clock.sleep)
-    assert clock.now == 0 and told.asked.count("version") == 1
+    clock, server = Clock(), told(auth_enabled=True, version=REFUSED)
+    server.has_credentials = True
+    health = wait_healthy(server, timeout=60, clock=clock, sleep=clock.sleep)
+    assert clock.now == 0 and server.asked.count("version") == 1
     assert health.reachable and not health.healthy
     assert health.diagnosis is not None and health.diagnosis.name == "wrong-credentials"
 
 
 def test_a_guarded_server_can_be_waited_for_from_outside():
-    told = Told(auth_enabled=True, version=REFUSED)
-    health = look_at(told)
+    server = told(auth_enabled=True, version=REFUSED)
+    health = look_at(server)
     assert health.healthy and health.auth is True and health.version is None
-    assert told.asked == ["status", "auth_enabled"]
-    assert not look_at(told, ["embedding"]).healthy
+    assert server.asked == ["status", "auth_enabled"]
+    assert not look_at(server, ["embedding"]).healthy
 
 
 def test_a_failed_launch_ends_the_wait():
     clock = Clock()
-    wait_healthy(Told(), ["unknown-rerank"], timeout=60, clock=clock, sleep=clock.sleep)
+    wait_healthy(told(), ["unknown-rerank"], timeout=60, clock=clock, sleep=clock.sleep)
     assert clock.now == 0
 
 
 def test_probes_are_counted_among_the_problems():
-    told = Told(post={"data": []})
-    health = look_at(told, ["embedding"])
-    results = probe_all(told, [{"model_uid": "embedding"}, {"model_uid": "chat", "probe": False}], health)
+    server = told(post={"data": []})
+    health = look_at(server, ["embedding"])
+    results = probe_all(server, [{"model_uid": "embedding"}, {"model_uid": "chat", "probe": False}], health)
     assert (results["embedding"].state, results["chat"].state) == ("failed", "skipped")
     assert health.problems[0].startswith("Model embedding does not pass its probe: 3 vectors were wanted")
 

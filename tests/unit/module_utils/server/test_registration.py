@@ -119,12 +119,17 @@ class Told:
         self.done.append(f"unregister {name}")
 
 
+def told(*arguments: Any, **changes: Any) -> Any:
+    """A `Told` that passes for a client."""
+    return Told(*arguments, **changes)
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_recorded_registration_is_kept(version):
     found = recorded(version, "registration_custom")
     wanted = {**FLAT, "model_name": found["model_name"], "model_id": "sentence-transformers/all-MiniLM-L6-v2"}
-    told = Told(version, {found["model_name"]: found})
-    todo = plan(told, "embedding", "present", definition=wanted)
+    server = told(version, {found["model_name"]: found})
+    todo = plan(server, "embedding", "present", definition=wanted)
     assert (todo.action, todo.differences) == ("keep", [])
     diff = todo.diff()
     assert diff["before"] == diff["after"]
@@ -133,32 +138,32 @@ def test_a_recorded_registration_is_kept(version):
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_difference_replaces(version):
     found = recorded(version, "registration_custom")
-    told = Told(version, {found["model_name"]: found})
-    todo = plan(told, "embedding", "present", definition={**found, "dimensions": 385})
+    server = told(version, {found["model_name"]: found})
+    todo = plan(server, "embedding", "present", definition={**found, "dimensions": 385})
     assert (todo.action, todo.differences) == ("replace", [("dimensions", 384, 385)])
     diff = todo.diff()
     assert (diff["before"]["dimensions"], diff["after"]["dimensions"]) == (384, 385)
-    apply(told, todo)
-    assert told.done == ["unregister all-MiniLM-L6-v2", "register 385 True"]
+    apply(server, todo)
+    assert server.done == ["unregister all-MiniLM-L6-v2", "register 385 True"]
 
 
 def test_a_refused_replacement_puts_the_old_one_back():
     found = recorded("4.1.0", "registration_custom")
-    told = Told("4.1.0", {found["model_name"]: found}, refuse="no")
-    todo = plan(told, "embedding", "present", definition={**found, "dimensions": 385})
+    server = told("4.1.0", {found["model_name"]: found}, refuse="no")
+    todo = plan(server, "embedding", "present", definition={**found, "dimensions": 385})
     with pytest.raises(ServerError, match="no"):
-        apply(told, todo)
-    assert told.done == ["unregister all-MiniLM-L6-v2", "register 385 True", "register 384 True"]
+        apply(server, todo)
+    assert server.done == ["unregister all-MiniLM-L6-v2", "register 385 True", "register 384 True"]
 
 
 def test_new_and_gone():
-    told = Told("4.1.0", {})
-    todo = plan(told, "embedding", "present", definition=FLAT)
+    server = told("4.1.0", {})
+    todo = plan(server, "embedding", "present", definition=FLAT)
     assert (todo.action, todo.before, todo.after) == ("register", None, {**SPECS, "version": 2})
-    apply(told, todo, persist=False)
-    assert told.done == ["register 384 False"]
-    assert plan(told, "embedding", "absent", "mini").action == "keep"
-    todo = plan(Told("4.1.0", {"mini": SPECS}), "embedding", "absent", "mini")
+    apply(server, todo, persist=False)
+    assert server.done == ["register 384 False"]
+    assert plan(server, "embedding", "absent", "mini").action == "keep"
+    todo = plan(told("4.1.0", {"mini": SPECS}), "embedding", "absent", "mini")
     assert (todo.action, todo.after) == ("unregister", None)
 
 
@@ -175,4 +180,4 @@ def test_new_and_gone():
 )
 def test_what_cannot_be(arguments, words):
     with pytest.raises(DefinitionError, match=words):
-        plan(Told("4.1.0", {"bge-m3": None}), *arguments)
+        plan(told("4.1.0", {"bge-m3": None}), *arguments)
