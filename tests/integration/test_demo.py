@@ -279,10 +279,12 @@ def stranger() -> Iterator[pwd.struct_passwd]:
     """A new ordinary user with an empty home."""
     name = f"demo{os.getpid()}"
     subprocess.run(["useradd", "--create-home", "--shell", "/bin/sh", name], check=True)
+    entry = pwd.getpwnam(name)
     try:
-        yield pwd.getpwnam(name)
+        yield entry
     finally:
         subprocess.run(["userdel", "--remove", "--force", name], check=True, stderr=subprocess.DEVNULL)
+        shutil.rmtree(entry.pw_dir, ignore_errors=True)
 
 
 @ROOT_ONLY
