@@ -93,7 +93,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-path:
+directory:
   description: The directory.
   returned: success
   type: str
@@ -212,7 +212,7 @@ def main() -> None:
     directory = Path(params["path"])
     cache = Path(params["cache_dir"] or cache_dir(directory))
     wish = Wish(params["model"], params["revision"], tuple(params["allow_patterns"]), tuple(params["ignore_patterns"]))
-    with failing(module, BundleError):
+    with failing(module, BundleError, OSError):
         try:
             if module.check_mode:
                 result = _run(module, wish, directory, cache)
@@ -222,7 +222,7 @@ def main() -> None:
         except HubError as error:
             where = params["endpoint"] or "the hub"
             raise BundleError(f"{wish.model} at revision {wish.revision}: {where} says: {error}") from error
-    module.exit_json(path=params["path"], **result)
+    module.exit_json(directory=params["path"], **result)
 
 
 def _run(module: AnsibleModule, wish: Wish, directory: Path, cache: Path) -> dict:

@@ -143,7 +143,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-path:
+directory:
   description: The bundle.
   returned: success
   type: str
@@ -265,10 +265,10 @@ def main() -> None:
         Request("models", model["name"], model["path"], _model_annotations(model)) for model in params["models"]
     ]
     requests += [Request(item["kind"], item["name"], item["path"], item["annotations"]) for item in params["files"]]
-    with failing(module, BundleError, EngineError):
+    with failing(module, BundleError, EngineError, OSError):
         images = _images(module, params["images"])
         outcome = write_bundle(params["path"], requests, params["cache_dir"], module.check_mode, images=images)
-        module.exit_json(path=params["path"], **_result(outcome))
+        module.exit_json(directory=params["path"], **_result(outcome))
 
 
 def _images(module: AnsibleModule, entries: list) -> list:

@@ -121,7 +121,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     params = module.params
-    with failing(module, BundleError):
+    with failing(module, BundleError, OSError):
         bundle = Bundle.open(params["path"])
         hashed = _verify(bundle, params["cache_dir"]) if params["verify"] else 0
         artifacts = [

@@ -194,6 +194,7 @@ requests:
 """
 
 from dataclasses import asdict
+from typing import Any, Dict
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.airgap.xinference.plugins.module_utils._ansible import (
@@ -224,7 +225,7 @@ def main() -> None:
     if not all(one.get("model_uid") for one in entries):
         module.fail_json(msg="Every entry of models needs a model_uid.")
     client = client_from(module)
-    result = {"required": [str(one["model_uid"]) for one in entries]}
+    result: Dict[str, Any] = {"required": [str(one["model_uid"]) for one in entries]}
     health = wait_healthy(
         client,
         required=result["required"],

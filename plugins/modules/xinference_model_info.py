@@ -123,6 +123,8 @@ requests:
   sample: 3
 """
 
+from typing import Any, Dict
+
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.airgap.xinference.plugins.module_utils._ansible import (
     SERVER_OPTIONS,
@@ -152,12 +154,12 @@ def main() -> None:
         supports_check_mode=True,
     )
     client = client_from(module)
-    result = {"changed": False, "models": []}
+    result: Dict[str, Any] = {"changed": False, "models": []}
     with failing(module, ServerError):
         for uid, found in sorted(look(client).items()):
             if module.params["model_uid"] not in (None, uid):
                 continue
-            entry = {
+            entry: Dict[str, Any] = {
                 "model_uid": uid,
                 "state": found.state,
                 "status": found.status,

@@ -78,7 +78,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-path:
+directory:
   description: The directory.
   returned: success
   type: str
@@ -165,7 +165,7 @@ def _run(module: AnsibleModule) -> dict:
         key = order.key(interpreter)
         changed = not up_to_date(directory, key)
         if changed and module.check_mode:
-            return {"changed": True, "path": params["path"], "annotations": facts_of([], order, interpreter)}
+            return {"changed": True, "directory": params["path"], "annotations": facts_of([], order, interpreter)}
         if changed:
             collect(directory, order, pip_of(params["python"], sys.executable, run), key, run)
     except OSError as error:
@@ -174,7 +174,7 @@ def _run(module: AnsibleModule) -> dict:
     size = sum((directory / wheel.file).stat().st_size for wheel in wheels)
     return {
         "changed": changed,
-        "path": params["path"],
+        "directory": params["path"],
         "annotations": facts_of(wheels, order, interpreter),
         "files": len(wheels),
         "size": size,

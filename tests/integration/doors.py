@@ -13,7 +13,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Mapping, Tuple
 from urllib.parse import urlsplit
 
 # What the controller does on a host, without the transfer: arguments on standard input, the result on standard output.
@@ -25,9 +25,9 @@ runpy.run_module("ansible_collections.airgap.xinference.plugins.modules." + sys.
 """
 
 
-def run_module(name: str, check: bool = False, diff: bool = True, **params: Any) -> Tuple[Dict[str, Any], float]:
-    """The result of a module, failed or not, and the seconds its process took from start to end."""
-    arguments = {**params, "_ansible_check_mode": check, "_ansible_diff": diff, "_ansible_remote_tmp": "/tmp"}
+def run_module(name: str, params: Mapping[str, Any], check: bool = False) -> Tuple[Dict[str, Any], float]:
+    """The result of a module in diff mode, failed or not, and the seconds its process took from start to end."""
+    arguments = {**params, "_ansible_check_mode": check, "_ansible_diff": True, "_ansible_remote_tmp": "/tmp"}
     start = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", RUNNER, name],

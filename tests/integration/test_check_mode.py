@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Callable, Dict
+from typing import Any, Callable, Dict, List, Tuple
 
 from doors import Recorder, run_module, tree
 from servers import Server
@@ -25,19 +25,21 @@ def test_check_mode_writes_nothing_and_foretells_the_run(
     }
     changed = {**small, "request_limits": 3, "envs": {"A_TOKEN": "very-secret"}}
 
-    def check(name: str, **params: Any) -> Dict[str, Any]:
+    def check(name: str, params: Dict[str, Any]) -> Dict[str, Any]:
         """Run in check mode and see that it only read; both on the server and on the host."""
         before = tree(tmp_path)
         with Recorder(server.endpoint) as recorder:
-            result, _seconds = run_module(name, check=True, endpoint=recorder.endpoint, root=str(root), **params)
+            result, _seconds = run_module(
+                name, {**params, "endpoint": recorder.endpoint, "root": str(root)}, check=True
+            )
             assert recorder.methods == {"GET"}, recorder.lines
             assert result["requests"] == len(recorder.lines)
         assert tree(tmp_path) == before
         assert "failed" not in result, result
         return result
 
-    def run(name: str, **params: Any) -> Dict[str, Any]:
-        result, _seconds = run_module(name, endpoint=server.endpoint, root=str(root), **params)
+    def run(name: str, params: Dict[str, Any]) -> Dict[str, Any]:
+        result, _seconds = run_module(name, {**params, "endpoint": server.endpoint, "root": str(root)})
         assert "failed" not in result, result
         return result
 
@@ -45,7 +47,7 @@ def test_check_mode_writes_nothing_and_foretells_the_run(
         rows = [(row["model_uid"], row["action"], row["reason"]) for row in result["models"]]
         return result["changed"], rows, result["diff"], {key for row in result["models"] for key in row}
 
-    story = [
+    story: List[Tuple[str, Dict[str, Any], str]] = [
         ("xinference_model_set", {"models": [small]}, "launch"),
         ("xinference_model_set", {"models": [small]}, "keep"),
         ("xinference_model_set", {"models": [changed]}, "relaunch"),
@@ -55,9 +57,9 @@ def test_check_mode_writes_nothing_and_foretells_the_run(
         ("xinference_model", {"model_uid": "small", "state": "absent"}, "terminate"),
     ]
     for name, params, action in story:
-        foretold = check(name, **params)
+        foretold = check(name, params)
         assert [row["action"] for row in foretold["models"]] == [action]
-        done = run(name, **params)
+        done = run(name, params)
         assert told(foretold) == told(done)
         assert "very-secret" not in str({key: done[key] for key in ("models", "diff")})
-    assert set(check("xinference_model_set", models=[small])["diff"]["after"]) == {"small"}
+    assert set(check("xinference_model_set", {"models": [small]})["diff"]["after"]) == {"small"}

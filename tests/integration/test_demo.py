@@ -173,7 +173,9 @@ def test_every_variable_reaches_the_process(demo: Demo) -> None:
     service = json.loads((demo.site / native_run.SERVICE).read_text())
     text = Path(f"/proc/{demo.pid()}/environ").read_bytes().decode()
     reached = dict(line.split("=", 1) for line in text.split("\0") if line)
+    sockets = reached.pop(native_run.SOCKETS)
     assert reached == {**service["environment"], native_run.MARK: str(demo.site)}
+    assert Path(sockets, ".xoscar").is_dir()
     assert reached["HF_HUB_OFFLINE"] == reached["TRANSFORMERS_OFFLINE"] == "1"
     assert reached["XINFERENCE_ENABLE_VIRTUAL_ENV"] == "0"
 
@@ -277,10 +279,12 @@ def stranger() -> Iterator[pwd.struct_passwd]:
     """A new ordinary user with an empty home."""
     name = f"demo{os.getpid()}"
     subprocess.run(["useradd", "--create-home", "--shell", "/bin/sh", name], check=True)
+    entry = pwd.getpwnam(name)
     try:
-        yield pwd.getpwnam(name)
+        yield entry
     finally:
         subprocess.run(["userdel", "--remove", "--force", name], check=True, stderr=subprocess.DEVNULL)
+        shutil.rmtree(entry.pw_dir, ignore_errors=True)
 
 
 @ROOT_ONLY

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from pathlib import Path
 from typing import Any, Callable, Dict
@@ -14,6 +12,7 @@ from typing import Any, Callable, Dict
 import pytest
 import servers
 from ansible_collections.airgap.xinference.plugins.module_utils.server.apply import apply, specs_from
+from ansible_collections.airgap.xinference.plugins.module_utils.server.client import Client
 from ansible_collections.airgap.xinference.plugins.module_utils.server.converge import converge
 from ansible_collections.airgap.xinference.plugins.module_utils.server.plan import plan
 from ansible_collections.airgap.xinference.plugins.module_utils.server.record import Record
@@ -28,6 +27,20 @@ EMBEDDING = {
     "model_engine": "sentence_transformers",
 }
 LLM = {"model_name": "qwen2.5-instruct", "model_engine": "transformers", "model_format": "pytorch"}
+
+HANG = """
+import sys
+import time
+
+
+class Hang:
+    def find_spec(self, name, path=None, target=None):
+        if name == "sentence_transformers":
+            time.sleep(3600)
+
+
+sys.meta_path.insert(0, Hang())
+"""
 
 # uid: (entry, what the error or the cause must say, what the cure must say; "" where only 4.1.0 tells)
 FAILURES: Dict[str, Any] = {
@@ -99,12 +112,9 @@ def test_a_failed_launch_is_tried_again_and_succeeds(
 def test_a_launch_that_hangs_is_cancelled_and_leaves_no_process(
     server: Server, models: Callable[[str], str], tmp_path: Path
 ) -> None:
-    stuck = tmp_path / "model"
-    shutil.copytree(models("minilm"), stuck)
-    for weights in stuck.glob("*.safetensors"):
-        weights.unlink()
-        os.mkfifo(weights)  # Whoever opens it waits for a writer that never comes.
-    entry = {**EMBEDDING, "model_uid": "stuck", "model_path": str(stuck)}
+    # Seen by the model's own process only, which then never finishes loading its library.
+    (tmp_path / "sitecustomize.py").write_text(HANG)
+    entry = {**EMBEDDING, "model_uid": "stuck", "model_path": models("minilm"), "envs": {"PYTHONPATH": str(tmp_path)}}
     good = {**EMBEDDING, "model_uid": "good", "model_path": models("minilm")}
     client = server.client()
     before = len(server.pids())
@@ -119,7 +129,7 @@ def test_a_launch_that_hangs_is_cancelled_and_leaves_no_process(
     assert "wait_timeout" in rows["stuck"]["diagnosis"]["cure"]
     assert set(client.models()) == {"good"}
     assert len(server.pids()) == before + 1
-    again = apply(client, parse([{**entry, "model_path": models("minilm")}, good]), tmp_path)
+    again = apply(client, parse([{**entry, "envs": {}}, good]), tmp_path)
     assert not again.failures and set(client.models()) == {"good", "stuck"}
 
 
@@ -145,7 +155,8 @@ def test_a_wrong_key_is_tried_once(guarded_server: Server, models: Callable[[str
     for wrong in ({"api_key": "sk-wrong"}, {"username": ADMIN["username"], "password": "not the password"}):
         with Recorder(guarded_server.endpoint) as recorder:
             result, _seconds = run_module(
-                "xinference_model_set", models=[entry], endpoint=recorder.endpoint, root=str(tmp_path), **wrong
+                "xinference_model_set",
+                {"models": [entry], "endpoint": recorder.endpoint, "root": str(tmp_path), **wrong},
             )
             refused = [line for line in recorder.lines if line.endswith((" 401", " 403"))]
             assert result["failed"] and len(refused) == 1, (result, recorder.lines)
@@ -160,7 +171,7 @@ def test_behind_a_login_models_come_and_go(
     client = guarded_server.client(**ADMIN)
     assert [row["action"] for row in apply(client, parse([entry]), tmp_path).models] == ["launch"]
     again = guarded_server.client(**ADMIN)
-    assert not apply(again, parse([entry]), tmp_path).changed and again.requests_made <= 3
+    assert not apply(again, parse([entry]), tmp_path).changed and again.requests_made <= 4
     assert not apply(client, [], tmp_path).failures and client.models() == {}
 
 
@@ -172,7 +183,7 @@ def test_mistakes_in_the_list_reach_no_server(tmp_path: Path) -> None:
     ]
     with Recorder("http://127.0.0.1:9") as recorder:
         result, _seconds = run_module(
-            "xinference_model_set", models=mistakes, endpoint=recorder.endpoint, root=str(tmp_path)
+            "xinference_model_set", {"models": mistakes, "endpoint": recorder.endpoint, "root": str(tmp_path)}
         )
         assert recorder.lines == []
     for words in ('"/"', "did you mean model_engine?", "GPU 5 is not one of the server's", "same model_uid"):
@@ -181,19 +192,14 @@ def test_mistakes_in_the_list_reach_no_server(tmp_path: Path) -> None:
 
 
 def test_a_server_that_is_not_there(tmp_path: Path) -> None:
-    result, _seconds = run_module(
-        "xinference_model",
-        endpoint=f"http://127.0.0.1:{servers.free_port()}",
-        root=str(tmp_path),
-        model_uid="x",
-        model_path="/m",
-        **EMBEDDING,
-    )
+    nobody = f"http://127.0.0.1:{servers.free_port()}"
+    entry = {**EMBEDDING, "model_uid": "x", "model_path": "/m"}
+    result, _seconds = run_module("xinference_model", {**entry, "endpoint": nobody, "root": str(tmp_path)})
     assert result["failed"] and "127.0.0.1" in result["msg"] and "Traceback" not in str(result)
 
 
 @pytest.mark.parametrize("missing", [{"model_path": "/m"}, {}])
 def test_the_specification_of_a_gpu_is_checked_against_the_host(missing: Dict[str, str], tmp_path: Path) -> None:
-    client = servers.Client(f"http://127.0.0.1:{servers.free_port()}")
+    client = Client(f"http://127.0.0.1:{servers.free_port()}")
     with pytest.raises(ValueError, match="it has none"):
         specs_from(client, [{**EMBEDDING, "model_uid": "m", "gpus": [0], **missing}], [], tmp_path)

@@ -53,7 +53,7 @@ def hash_file(path: str | os.PathLike[str], progress: Progress | None = None) ->
 def copy_and_hash(
     source: str | os.PathLike[str], destination: str | os.PathLike[str], progress: Progress | None = None
 ) -> str:
-    """Copy a file and return the digest of what was written; every byte is read once."""
+    """Copy a file, have it on the disk, and return the digest of what was written; every byte is read once."""
     sha = hashlib.sha256()
     with open(source, "rb", buffering=0) as reader, open(destination, "wb", buffering=0) as writer:  # noqa: PTH123
         for chunk in _chunks(reader):
@@ -63,6 +63,7 @@ def copy_and_hash(
                 view = view[writer.write(view) :]
             if progress:
                 progress(len(chunk))
+        os.fsync(writer.fileno())
     return f"{ALGORITHM}:{sha.hexdigest()}"
 
 

@@ -80,10 +80,10 @@ def unpack_wheel(wheel: Path, name: str, target: Path) -> None:
 
 def _wheel_path(member: str) -> str | None:
     """Where a file of a wheel goes in the library: modules of its data folder at the top, scripts nowhere."""
-    top, _, rest = member.partition("/")
+    top, _slash, rest = member.partition("/")
     if not top.endswith(".data"):
         return member
-    scheme, _, path = rest.partition("/")
+    scheme, _slash, path = rest.partition("/")
     return path if scheme in ("purelib", "platlib") and path else None
 
 

@@ -82,18 +82,23 @@ class Comparison:
 
 def resolve(hub: Any, wish: Wish) -> Snapshot:
     """Ask the hub what a wish means now. Raises BundleError when it means nothing, or nothing safe."""
-    revisions = {}
+    commit = wish.revision
+    known: dict[str, str] = {}
     if not _COMMIT.match(wish.revision):
         for entry in hub.list_repo_revisions(wish.model, "model"):
-            name = entry.get("Revision") or entry.get("name")
-            revisions[str(name)] = next((str(entry[key]) for key in _COMMIT_KEYS if entry.get(key)), "")
-        if revisions and wish.revision not in revisions:
-            raise BundleError(
-                f"{wish.model} has no revision {wish.revision!r}; it has: {', '.join(sorted(revisions))}. "
-                "A commit id of 40 hex digits is also possible."
-            )
-    commit = wish.revision if _COMMIT.match(wish.revision) else revisions.get(wish.revision, "")
-    listing = hub.list_repo_files(wish.model, "model", revision=commit or wish.revision)
+            name = str(entry.get("Revision") or entry.get("name"))
+            known[name] = next((str(entry[key]) for key in _COMMIT_KEYS if entry.get(key)), "")
+        commit = known.get(wish.revision, "")
+    try:
+        listing = hub.list_repo_files(wish.model, "model", revision=commit or wish.revision)
+    except Exception as error:
+        if wish.revision in known or not known:
+            raise
+        # The hub's list of revisions need not be complete, so it is used to explain a failure and not to refuse.
+        raise BundleError(
+            f"{wish.model} has no revision {wish.revision!r} ({error}); it has: {', '.join(sorted(known))}. "
+            "A commit id of 40 hex digits is also possible."
+        ) from error
     files = select(listing, wish)
     tree = hash_bytes(json.dumps([asdict(file) for file in files]).encode()).partition(":")[2][:12]
     return Snapshot(wish, commit or f"{wish.revision}+tree.{tree}", commit or wish.revision, files)

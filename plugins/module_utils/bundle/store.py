@@ -89,6 +89,9 @@ class Store:
         with open(self.state / "store.lock", "w") as lock:  # noqa: PTH123 - the descriptor is what is wanted
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+            if self.adopted:
+                # Stamps must not outlive the bytes they vouch for when the power goes.
+                os.sync()
             self.stamps.save()
 
     def inventory(self, wanted: Mapping[str, int]) -> Inventory:
@@ -98,9 +101,10 @@ class Store:
         """
         damaged: dict[str, str] = {}
         self._unpack()
-        self._check([(digest, size) for digest, size in wanted.items() if self._is_there(digest)], damaged)
-        absent = self._without_stamp(wanted.items())
-        if not self.dry_run:
+        unknown = self._without_stamp(wanted.items())
+        self._check([item for item in unknown if self._is_there(item[0])], damaged)
+        absent = self._without_stamp(unknown)
+        if absent and not self.dry_run:
             self._adopt(absent, damaged)
             absent = self._without_stamp(absent)
         partial = {}
@@ -152,7 +156,7 @@ class Store:
         return os.path.lexists(self.blob_path(digest))
 
     def _without_stamp(self, blobs: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
-        return [item for item in blobs if self.stamps.vouches(self.blob_path(item[0])) is None]
+        return [item for item in blobs if self.stamps.vouches(self.blob_path(item[0])) != item[0]]
 
     def _check(self, blobs: list[tuple[str, int]], damaged: dict[str, str]) -> None:
         """Read the blobs no stamp vouches for; remove those that are not what they are called."""
@@ -209,7 +213,6 @@ class Store:
             if found != digest:
                 source.unlink()
                 return f"content received is {found}"
-            os.fdatasync(handle)
             target = self.blob_path(digest)
             source.replace(target)
             status = os.fstat(handle)

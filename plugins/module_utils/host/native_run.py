@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Run the server of a host as its release says, until told to stop. systemd or supervisord starts this program.
 
-It stands between them and the server for two reasons. The server gets exactly the environment of the release, nothing
-of whoever started the service. And when a server dies, its workers live on, keep their memory (and their GPU's) and
+It stands between them and the server for two reasons. The server gets the environment of the release and nothing of
+whoever started the service. And when a server dies, its workers live on, keep their memory (and their GPU's) and
 listen on; so everything that an earlier server left is ended before a new one starts, and when the server ends.
 
 Usage: native_run.py ROOT. Part of every release and needs nothing but Python's own library.
@@ -17,8 +17,10 @@ import hashlib
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, Dict, Iterator, List
@@ -29,6 +31,10 @@ STATE = "run/server.json"
 LAST_EXIT = "run/exit.json"
 MARK = "XINFERENCE_SITE_ROOT"
 """Variable in the environment of every process of the server; its value is the root directory."""
+SOCKETS = "XOSCAR_DIR"
+"""Variable that says where the processes of the server make the sockets on which they meet."""
+SOCKETS_BELOW = len("/.xoscar/socket/") + 32
+"""Bytes that a socket's path has beyond that directory; the kernel allows 107 in all."""
 KILL_WAIT = 10.0
 
 
@@ -68,6 +74,20 @@ def sweep(root: Path) -> List[int]:
     return ended
 
 
+def socket_directory(root: Path) -> str:
+    """A private directory that is short enough for sockets: `run` below the root directory, else one in /tmp."""
+    own = str(root / "run")
+    if len(os.fsencode(own)) + SOCKETS_BELOW <= 107:
+        return own
+    short = f"/tmp/xinference-{hashlib.sha256(os.fsencode(own)).hexdigest()[:12]}"
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(short, 0o700)  # noqa: PTH102
+    found = os.lstat(short)
+    if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid():
+        return short
+    return tempfile.mkdtemp(prefix="xinference-", dir="/tmp")
+
+
 def write(path: Path, content: Dict[str, Any]) -> None:
     """Replace a small JSON file at once."""
     new = path.with_name(path.name + ".new")
@@ -89,7 +109,7 @@ def run(root: Path) -> int:
         with contextlib.suppress(ProcessLookupError):
             server.send_signal(signal.SIGTERM)
 
-    environment = {**service["environment"], MARK: str(root)}
+    environment = {SOCKETS: socket_directory(root), **service["environment"], MARK: str(root)}
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     server = subprocess.Popen(
         service["command"], env=environment, cwd=service["directory"], stdin=subprocess.DEVNULL, preexec_fn=_unblock

@@ -83,7 +83,7 @@ def _sockets(port: int, proc: Path) -> Iterable[tuple[Any, int, str]]:
             continue
         for line in lines:
             fields = line.split()
-            place, _, number = fields[1].rpartition(":")
+            place, _colon, number = fields[1].rpartition(":")
             if fields[3] == _LISTEN and int(number, 16) == port:
                 yield _ip(place), int(fields[7]), fields[9]
 

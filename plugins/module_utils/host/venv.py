@@ -125,8 +125,9 @@ def build(wheels: Path, path: Path, wanted_python: Optional[str] = None) -> Venv
             raise VenvError(f"There are no wheels in {wheels}; ship a bundle that has a native wheelhouse")
         python = choose_python(required_tags(names), wanted_python)
         started = time.monotonic()
-        if path.exists():
-            shutil.rmtree(path)
+        for leftover in [path, *path.parent.glob(f"{path.name}.*/")]:
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
         tool = _install(wheels, names, path, python)
         venv = Venv(str(path), python, tool, round(time.monotonic() - started, 1))
         marker = path / (MARKER + ".new")

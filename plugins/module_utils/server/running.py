@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from .client import Client
 
@@ -67,7 +67,7 @@ class Running:
         return {name: (self.model or {}).get(name) for name in SHOWN}
 
 
-def combine(models: Mapping[str, Mapping[str, Any]], instances: List[Mapping[str, Any]]) -> Dict[str, Running]:
+def combine(models: Mapping[str, Mapping[str, Any]], instances: Sequence[Mapping[str, Any]]) -> Dict[str, Running]:
     """Put the two lists together, by uid."""
     found: Dict[str, Running] = {uid: Running(uid, model) for uid, model in models.items()}
     for instance in instances:

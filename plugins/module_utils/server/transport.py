@@ -133,10 +133,11 @@ class Transport:
                     if self._token == used:
                         self._proven = False
                         self._login()
-                return self._send(method, path, bearer=self._token, **kwargs)
-            if error.status in (401, 429) and used:
-                self._refusal = error
-            raise
+                response = self._send(method, path, bearer=self._token, **kwargs)
+            else:
+                if error.status in (401, 429) and used:
+                    self._refusal = error
+                raise
         self._proven = True
         return response
 

@@ -72,7 +72,7 @@ def facts(**values):
         "python": {"path": "/usr/bin/python3.11", "problem": ""},
     }
     for name, value in values.items():
-        part, _, key = name.partition("__")
+        part, _underscores, key = name.partition("__")
         if key:
             base[part][key] = value
         else:

@@ -69,8 +69,21 @@ def test_without_commit_ids_the_list_of_files_is_the_pin() -> None:
 
 
 def test_an_unknown_revision_names_the_known_ones() -> None:
-    with pytest.raises(BundleError, match="no revision 'master'; it has: dev, v1"):
-        resolve(hub([{"Revision": "v1"}, {"Revision": "dev"}], entry("a")), WISH)
+    client = hub([{"Revision": "v1"}, {"Revision": "dev"}])
+
+    def refuse(*_args: object, **_more: object) -> None:
+        raise OSError("404")
+
+    client.list_repo_files = refuse
+    with pytest.raises(BundleError, match=r"no revision 'master' \(404\); it has: dev, v1"):
+        resolve(client, WISH)
+    with pytest.raises(OSError, match="404"):
+        resolve(client, Wish("org/tiny", "dev"))
+
+
+def test_a_revision_the_hub_forgot_to_list_is_tried() -> None:
+    client = hub([{"Revision": "master", "CommitId": COMMIT}], entry("a"))
+    assert resolve(client, Wish("org/tiny", "v1")).fetch_revision == "v1"
 
 
 def test_patterns_select() -> None:

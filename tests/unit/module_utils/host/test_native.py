@@ -91,7 +91,7 @@ def test_the_server_gets_exactly_the_environment_of_its_release(tmp_path: Path, 
     process = runner()
     process.send_signal(signal.SIGTERM)
     printed = process.communicate(timeout=20)[0].decode()
-    assert f"environment: {['LANG', 'LIVES', 'WANTED', native_run.MARK]}" in printed
+    assert f"environment: {['LANG', 'LIVES', 'WANTED', native_run.MARK, native_run.SOCKETS]}" in printed
 
 
 def test_a_signal_ends_the_server_and_its_workers(tmp_path: Path, runner: Any) -> None:
@@ -168,6 +168,16 @@ def test_supervisord_gets_no_socket_where_its_path_would_be_too_long(tmp_path: P
     deploy(deep)
     assert len(str(tmp_path)) > 80 or "unix_http_server" in native_ctl.Native(tmp_path).supervisor_config()
     assert "unix_http_server" not in native_ctl.Native(deep).supervisor_config()
+
+
+def test_sockets_get_a_private_place_that_is_short_enough(tmp_path: Path) -> None:
+    assert native_run.socket_directory(Path("/opt/xinference")) == "/opt/xinference/run"
+    deep = tmp_path / ("deep" * 30)
+    place = Path(native_run.socket_directory(deep))
+    assert len(str(place)) + native_run.SOCKETS_BELOW <= 107
+    assert native_run.socket_directory(deep) == str(place)
+    assert place.stat().st_mode & 0o777 == 0o700
+    place.rmdir()
 
 
 def test_managers_get_paths_with_odd_characters_right(tmp_path: Path) -> None:

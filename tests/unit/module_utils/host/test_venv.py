@@ -77,9 +77,11 @@ def test_a_half_built_environment_is_built_again(tmp_path: Path) -> None:
     path = tmp_path / "venvs/one"
     (path / "lib").mkdir(parents=True)
     (path / "lib/rubbish").touch()
+    (tmp_path / "venvs/one.abcd/cache").mkdir(parents=True)
     assert venv.complete(path) is None
     venv.build(tmp_path / "wheels", path)
     assert venv.complete(path) and not (path / "lib/rubbish").exists()
+    assert {entry.name for entry in (tmp_path / "venvs").iterdir()} == {"one", "one.lock"}
 
 
 def test_a_failing_installer_leaves_no_environment_that_counts(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from typing import Any
 
 import pytest
 from ansible_collections.airgap.xinference.plugins.module_utils.server import launch as launching
@@ -25,7 +26,7 @@ from ansible_collections.airgap.xinference.plugins.module_utils.server.running i
 from ansible_collections.airgap.xinference.plugins.module_utils.server.spec import SpecError, parse
 
 
-class Server:
+class Scripted:
     """A Xinference that does as it is told; `behaviour[uid]` is a word or a text to fail with."""
 
     endpoint = "http://127.0.0.1:9997"
@@ -141,6 +142,11 @@ class Server:
         return {"st": [{"model_format": "pytorch"}], "vllm": "Failed to import vLLM: No module named 'vllm'"}
 
 
+def scripted(*arguments: Any, **options: Any) -> Any:
+    """A server that does as it is told, where a Client is wanted."""
+    return Scripted(*arguments, **options)
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """No pause worth speaking of, so that hundreds of polls take no time."""
@@ -167,7 +173,7 @@ def writes(server):
 
 @pytest.mark.parametrize("version", ["4.1.0", "1.8.1"])
 def test_models_are_launched_and_recorded(version, tmp_path):
-    server, record = Server(version), Record(tmp_path / "launched.json")
+    server, record = scripted(version), Record(tmp_path / "launched.json")
     outcomes = do(server, spec("a"), spec("b"), record=record)
     assert {uid: (one.action, one.ok, one.changed) for uid, one in outcomes.items()} == {
         "a": ("launch", True, True),
@@ -182,10 +188,10 @@ def test_models_are_launched_and_recorded(version, tmp_path):
 
 
 def test_models_are_launched_together_within_the_limit():
-    server = Server(polls=5)
+    server = scripted(polls=5)
     do(server, *[spec(f"m{number}") for number in range(6)], limit=3)
     assert server.most_at_once == 3
-    server = Server(polls=5)
+    server = scripted(polls=5)
     vllm = [spec(f"m{number}", model_engine="vllm") for number in range(3)]
     do(server, *vllm, limit=3)
     assert server.most_at_once == 1
@@ -193,7 +199,7 @@ def test_models_are_launched_together_within_the_limit():
 
 @pytest.mark.parametrize("version", ["4.1.0", "1.8.1"])
 def test_one_failure_stops_nobody_and_leaves_nothing(version, tmp_path):
-    server, record = Server(version, bad="it does not fit"), Record(tmp_path / "launched.json")
+    server, record = scripted(version, bad="it does not fit"), Record(tmp_path / "launched.json")
     outcomes = do(server, spec("bad"), spec("good"), record=record)
     assert outcomes["good"].ok and not outcomes["bad"].ok and not outcomes["bad"].changed
     assert "it does not fit" in outcomes["bad"].error and "address=" not in outcomes["bad"].error
@@ -202,28 +208,28 @@ def test_one_failure_stops_nobody_and_leaves_nothing(version, tmp_path):
 
 
 def test_an_unknown_name_is_answered_with_the_nearest():
-    server = Server(m="Embedding model bcee not found, available models: dict_keys(['bce'])")
+    server = scripted(m="Embedding model bcee not found, available models: dict_keys(['bce'])")
     (outcome,) = do(server, spec(model_name="bcee")).values()
     assert outcome.diagnosis.cause == "Xinference 4.1.0 has no embedding model named bcee."
     assert "Set model_name to bce" in outcome.diagnosis.cure
 
 
 def test_a_name_of_another_type_is_found_there():
-    server = Server(m="Rerank model zzz not found")
+    server = scripted(m="Rerank model zzz not found")
     server.registrations = lambda kind: [{"model_name": "zzz" if kind == "audio" else "qwx"}]
     (outcome,) = do(server, spec(model_name="zzz", model_type="rerank")).values()
     assert "Set model_type to audio" in outcome.diagnosis.cure
 
 
 def test_an_engine_that_cannot_run_gives_the_true_reason():
-    server = Server(m="Model bce cannot be run on engine vLLM.")
+    server = scripted(m="Model bce cannot be run on engine vLLM.")
     (outcome,) = do(server, spec(model_engine="vLLM")).values()
     assert "No module named 'vllm'" in outcome.diagnosis.cause and "Usable here: st" in outcome.diagnosis.cure
     assert "vLLM" in outcome.sentence() and "Cure: " in outcome.sentence()
 
 
 def test_an_explanation_that_fails_hides_nothing():
-    server = Server(m="Model bce cannot be run on engine x.")
+    server = scripted(m="Model bce cannot be run on engine x.")
 
     def fail(*arguments):
         raise Unreachable("gone")
@@ -235,7 +241,7 @@ def test_an_explanation_that_fails_hides_nothing():
 
 @pytest.mark.parametrize("version", ["4.1.0", "1.8.1"])
 def test_a_launch_that_hangs_is_cancelled(version):
-    server, record = Server(version, m="hang"), Record(None)
+    server, record = scripted(version, m="hang"), Record(None)
     start = time.monotonic()
     outcomes = do(server, spec("m"), spec("n"), record=record, timeout=1.0)
     assert time.monotonic() - start < 10
@@ -246,7 +252,7 @@ def test_a_launch_that_hangs_is_cancelled(version):
 
 
 def test_a_launch_ready_at_the_last_moment_is_not_cancelled(monkeypatch):
-    server = Server(polls=1)
+    server = scripted(polls=1)
     follow = launching.Launcher.follow
 
     def late(self):
@@ -260,7 +266,7 @@ def test_a_launch_ready_at_the_last_moment_is_not_cancelled(monkeypatch):
 
 
 def test_drift_relaunches():
-    server, record = Server(), Record(None)
+    server, record = scripted(), Record(None)
     do(server, spec(), record=record)
     (outcome,) = do(server, spec(replica=2), record=record).values()
     assert outcome.action == "relaunch" and writes(server) == ["terminate m", "launch m"]
@@ -268,7 +274,7 @@ def test_drift_relaunches():
 
 
 def test_a_failed_relaunch_is_a_change_and_is_forgotten():
-    server, record = Server(), Record(None)
+    server, record = scripted(), Record(None)
     do(server, spec(), record=record)
     server.behaviour["m"] = "broken"
     (outcome,) = do(server, spec(replica=2), record=record).values()
@@ -276,7 +282,7 @@ def test_a_failed_relaunch_is_a_change_and_is_forgotten():
 
 
 def test_pruning_goes_first_and_its_failure_is_reported():
-    server, record = Server(old="stays"), Record(None)
+    server, record = scripted(old="stays"), Record(None)
     server.behaviour.pop("old")
     do(server, spec("old"), spec("gone"), record=record)
     server.behaviour["old"] = "stays"
@@ -287,7 +293,7 @@ def test_pruning_goes_first_and_its_failure_is_reported():
 
 
 def test_a_model_gone_meanwhile_counts_as_terminated():
-    server, record = Server(), Record(None)
+    server, record = scripted(), Record(None)
     do(server, spec("old"), record=record)
     steps = plan([], look(server), record.entries)
     server.live.clear()
@@ -296,7 +302,7 @@ def test_a_model_gone_meanwhile_counts_as_terminated():
 
 
 def test_somebody_elses_launch_is_waited_for_and_taken_over():
-    server, record = Server(polls=3), Record(None)
+    server, record = scripted(polls=3), Record(None)
     server.put("m", "CREATING", False)
     server.live["m"]["left"] = 3
     (outcome,) = do(server, spec(), record=record).values()
@@ -305,7 +311,7 @@ def test_somebody_elses_launch_is_waited_for_and_taken_over():
 
 
 def test_somebody_elses_other_model_is_replaced_after_the_wait():
-    server, record = Server(polls=3), Record(None)
+    server, record = scripted(polls=3), Record(None)
     server.put("m", "CREATING", False, model_name="other")
     server.live["m"]["left"] = 3
     (outcome,) = do(server, spec(), record=record).values()
@@ -314,7 +320,7 @@ def test_somebody_elses_other_model_is_replaced_after_the_wait():
 
 
 def test_our_own_interrupted_launch_is_waited_for():
-    server, record = Server(polls=3), Record(None)
+    server, record = scripted(polls=3), Record(None)
     record.begin(spec())
     server.put("m", "CREATING", False)
     server.live["m"]["left"] = 3
@@ -324,7 +330,7 @@ def test_our_own_interrupted_launch_is_waited_for():
 
 
 def test_a_launch_with_other_fields_under_way_is_cancelled_first():
-    server, record = Server(m="hang"), Record(None)
+    server, record = scripted(m="hang"), Record(None)
     record.begin(spec(replica=2))
     server.put("m", "CREATING", False)
     steps = plan([spec()], look(server), record.entries)
@@ -336,7 +342,7 @@ def test_a_launch_with_other_fields_under_way_is_cancelled_first():
 
 
 def test_a_taken_uid_is_cleared_and_launched_once_more():
-    server, record = Server(), Record(None)
+    server, record = scripted(), Record(None)
     steps = plan([spec()], look(server), record.entries)
     server.put("m", "READY", listed=False)
     (outcome,) = converge(server, steps, record)
@@ -344,12 +350,12 @@ def test_a_taken_uid_is_cleared_and_launched_once_more():
 
 
 def test_somebody_who_was_faster_keeps_an_equal_model_and_fails_a_different_one():
-    server, record = Server(), Record(None)
+    server, record = scripted(), Record(None)
     steps = plan([spec()], look(server), record.entries)
     server.put("m")
     (outcome,) = converge(server, steps, record)
     assert outcome.ok and writes(server) == ["launch m"]
-    server, record = Server(), Record(None)
+    server, record = scripted(), Record(None)
     server.put("m", model_name="other")
     (outcome,) = converge(server, steps, record)
     assert not outcome.ok and "another model serves under this uid" in outcome.error
@@ -357,18 +363,18 @@ def test_somebody_who_was_faster_keeps_an_equal_model_and_fails_a_different_one(
 
 
 def test_a_launch_that_the_server_forgets_is_a_failure():
-    (outcome,) = do(Server(m="forgets"), spec()).values()
+    (outcome,) = do(scripted(m="forgets"), spec()).values()
     assert "the server forgot the launch" in outcome.error
 
 
 def test_a_refused_key_is_not_tried_again():
-    server = Server(m="key")
+    server = scripted(m="key")
     (outcome,) = do(server, spec()).values()
     assert outcome.error == "wrong key" and server.log[:2] == ["launch m"]
 
 
 def test_a_server_that_is_silent_for_a_while_is_waited_for(monkeypatch):
-    server = Server(polls=1)
+    server = scripted(polls=1)
     answers = iter([Unreachable("busy"), Unreachable("busy")])
     instances = server.instances
 
@@ -390,13 +396,13 @@ def test_a_server_that_is_silent_for_a_while_is_waited_for(monkeypatch):
 def test_a_record_that_cannot_be_written_fails_that_model(tmp_path, monkeypatch):
     record = Record(tmp_path / "launched.json")
     monkeypatch.setattr(record, "begin", lambda spec: (_ for _ in ()).throw(OSError("disk full")))
-    server = Server()
+    server = scripted()
     (outcome,) = do(server, spec(), record=record).values()
     assert "the record could not be written: disk full" in outcome.error and writes(server) == []
 
 
 def test_bugs_are_not_hidden_and_the_others_finish(monkeypatch):
-    server, record = Server(), Record(None)
+    server, record = scripted(), Record(None)
     settle = record.settle
 
     def broken(of, running):
@@ -413,7 +419,7 @@ def test_bugs_are_not_hidden_and_the_others_finish(monkeypatch):
 def test_what_happens_is_told_while_it_happens(monkeypatch):
     monkeypatch.setattr(launching, "PROGRESS_EVERY", 0.0)
     told = []
-    do(Server(polls=4), spec(), listener=lambda uid, event: told.append(f"{uid} {event}"))
+    do(scripted(polls=4), spec(), listener=lambda uid, event: told.append(f"{uid} {event}"))
     assert told[0] == "m launch" and told[-1] == "m ready" and "m progress 80%" in told
 
 
@@ -428,7 +434,7 @@ ENTRY = {"model_uid": "m", "model_name": "bce", "model_type": "embedding", "mode
 
 
 def test_a_rehearsal_writes_nothing(tmp_path):
-    server, root = Server(), tmp_path / "root"
+    server, root = scripted(), tmp_path / "root"
     server.put("theirs")
     result = run(server, root, ENTRY, prune="all", rehearse=True)
     assert result.changed and [(row["action"], row["model_uid"]) for row in result.models] == [
@@ -441,7 +447,7 @@ def test_a_rehearsal_writes_nothing(tmp_path):
 
 
 def test_a_second_run_costs_two_requests_and_changes_nothing(tmp_path):
-    server = Server()
+    server = scripted()
     first = run(server, tmp_path, ENTRY)
     before = server.requests_made
     second = run(server, tmp_path, ENTRY)
@@ -451,7 +457,7 @@ def test_a_second_run_costs_two_requests_and_changes_nothing(tmp_path):
 
 
 def test_failures_make_one_message_with_cause_and_cure(tmp_path):
-    server = Server(x="Model bce cannot be run on engine vLLM.", y="no idea")
+    server = scripted(x="Model bce cannot be run on engine vLLM.", y="no idea")
     rows = [{**ENTRY, "model_uid": uid} for uid in ("m", "y")] + [{**ENTRY, "model_uid": "x", "model_engine": "vLLM"}]
     result = run(server, tmp_path, *rows)
     assert result.message.startswith("2 of 3 models failed on http://127.0.0.1:9997:\n- y: launch failed after")
@@ -461,7 +467,7 @@ def test_failures_make_one_message_with_cause_and_cure(tmp_path):
 
 
 def test_one_model_only(tmp_path):
-    server = Server()
+    server = scripted()
     run(server, tmp_path, ENTRY, {**ENTRY, "model_uid": "n"})
     server.put("theirs")
     result = run(server, tmp_path, {**ENTRY, "replica": 2}, only="m")
@@ -475,28 +481,28 @@ def test_one_model_only(tmp_path):
 def test_somebody_else_at_work_is_waited_for_and_named(tmp_path):
     with lock(tmp_path / "state" / "lock", 0, "the keeper"):
         with pytest.raises(Exception, match="are being changed by the keeper"):
-            run(Server(), tmp_path, ENTRY, lock_wait=0.1)
-        assert run(Server(), tmp_path, ENTRY, rehearse=True).changed
+            run(scripted(), tmp_path, ENTRY, lock_wait=0.1)
+        assert run(scripted(), tmp_path, ENTRY, rehearse=True).changed
 
 
 def test_paths_come_from_what_was_shipped(tmp_path):
     sourced = {**ENTRY, "source": {"path": "/data/MiniLM"}}
     with pytest.raises(SpecError, match="not in the bundle on this host"):
-        run(Server(), tmp_path, sourced, rehearse=True)
+        run(scripted(), tmp_path, sourced, rehearse=True)
     (tmp_path / "state").mkdir()
     shipped = {"models": {"MiniLM": {"path": "/opt/x/models/MiniLM/1f", "digest": "sha256:1f"}}, "wheels": {}}
     (tmp_path / "state" / "artifacts.json").write_text(json.dumps(shipped), encoding="utf-8")
-    result = run(Server(), tmp_path, sourced, rehearse=True)
+    result = run(scripted(), tmp_path, sourced, rehearse=True)
     assert result.after["m"]["model_path"] == "/opt/x/models/MiniLM/1f"
     with pytest.raises(SpecError, match="model without source in the bundle"):
-        run(Server(), tmp_path, ENTRY, rehearse=True)
-    assert run(Server(), tmp_path, {**ENTRY, "model_name": "ours"}, rehearse=True).changed
+        run(scripted(), tmp_path, ENTRY, rehearse=True)
+    assert run(scripted(), tmp_path, {**ENTRY, "model_name": "ours"}, rehearse=True).changed
 
 
 def test_a_broken_record_is_said(tmp_path):
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / "launched.json").write_text("{", encoding="utf-8")
-    server = Server()
+    server = scripted()
     server.put("m")
     result = run(server, tmp_path, ENTRY)
     assert "set aside" in result.notices[0] and result.models[0]["action"] == "adopt"

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from ansible_collections.airgap.xinference.plugins.module_utils.server.fields import FIELDS, nearest
 from ansible_collections.airgap.xinference.plugins.module_utils.server.spec import SpecError, parse, source_name
@@ -194,17 +196,15 @@ def test_sources_must_be_in_the_bundle():
 
 
 def test_all_problems_of_all_entries_come_in_one_message():
+    entries: Any = [
+        {**EMBEDDING, "gpus": [9], "replicas": 2},
+        EMBEDDING,
+        "text",
+        {"model_uid": "off", "enabled": False, "model_tipe": "embedding"},
+        {**EMBEDDING, "model_uid": "a/b"},
+    ]
     with pytest.raises(SpecError) as caught:
-        parse(
-            [
-                {**EMBEDDING, "gpus": [9], "replicas": 2},
-                EMBEDDING,
-                "text",
-                {"model_uid": "off", "enabled": False, "model_tipe": "embedding"},
-                {**EMBEDDING, "model_uid": "a/b"},
-            ],
-            server_gpus=[0],
-        )
+        parse(entries, server_gpus=[0])
     text = str(caught.value)
     for words in ("GPU 9", "did you mean replica?", "entries 1 and 2", "Entry 3", "off: unknown", "a/b: model_uid"):
         assert words in text
@@ -219,8 +219,9 @@ def test_disabled_entries_are_checked_and_left_out():
 
 
 def test_not_a_list():
+    entries: Any = {"model_uid": "x"}
     with pytest.raises(SpecError, match="not a list"):
-        parse({"model_uid": "x"})
+        parse(entries)
 
 
 @pytest.mark.parametrize(
