@@ -226,6 +226,7 @@ class Testbed:
             "NVIDIA": "yes" if spec.nvidia else "no",
             "GPUS": gpu_table(self.name, spec),
             "ENGINE": "yes" if spec.engine else "no",
+            "INTERNET": "yes" if spec.internet else "no",
             "CGROUP": f"/{host.container}",
         }
         arguments = ["--name", host.container, "--hostname", spec.name, *label]
@@ -236,6 +237,9 @@ class Testbed:
             arguments += ["--security-opt", option]
         arguments += ["--device-cgroup-rule", "a *:* rwm"]
         arguments += ["--volume", "/sys/fs/cgroup:/sys/fs/cgroup:rw", "--cgroupns", "host", "--tmpfs", "/run"]
+        if not spec.internet:
+            # Docker answers a container's questions for names with the machine's resolver, even on an internal network.
+            arguments += ["--dns", "127.0.0.1"]
         if spec.engine_disk:
             arguments += ["--tmpfs", f"/var/lib/docker:exec,dev,suid,size={spec.engine_disk}"]
         else:
