@@ -193,7 +193,7 @@ def _used_elsewhere(store: Store) -> set:
         content = json.loads((store.state / "artifacts.json").read_text())
     except (OSError, ValueError):
         return set()
-    used = set()
+    used: set[str] = set()
     for kind, entries in content.items():
         for entry in entries.values() if kind != "images" else ():
             try:

@@ -219,7 +219,7 @@ def test_artifacts_become_trees_a_library_and_a_catalogue(bundle, tmp_path):
     answer, store, questions = deliver(bundle, root)
     assert answer.changed and questions == 3
     listed = json.loads((root / "state/artifacts.json").read_text())
-    assert listed == answer.artifacts and set(listed) == {"models", "wheels"}
+    assert listed == answer.artifacts and set(listed) == {"models", "wheels", "tools", "images"}
     tree = Path(listed["models"]["m"]["path"])
     assert tree == root / "models/m" / bundle.find("models", "m").digest[7:19]
     assert (tree / "weights.bin").read_bytes() == CONTENT and (tree / "deep/config.json").read_bytes() == b"{}"
