@@ -138,16 +138,17 @@ class _Job:
         self.images = [artifact for artifact in artifacts if artifact.kind == IMAGES]
 
     def rehearse(self) -> dict[str, Any]:
-        """Ask what is missing; where the engine cannot be asked yet, all layers of the images count."""
+        """Ask what is missing. An image the host cannot ask its engine for yet counts with all its layers."""
         parts = [bare(artifact) for artifact in self.artifacts]
         self._verify(self.artifacts)
         answer = self._ask_store(parts)
-        needed = [part for part in parts if part.kind == IMAGES or (part.kind, part.name) == LIBRARIES]
-        if self.images and not missing_blobs(needed, answer):
-            images = load(self.images, self._ask_engine, lambda _missing: None, self.say, rehearse=True)
-        else:
-            missing = {layer.digest: layer.size for image in self.images for layer in image.layers}
-            images = Images(changed=bool(self.images), missing=missing)
+        libraries = [part for part in parts if (part.kind, part.name) == LIBRARIES]
+        known = [image for image in self.images if not missing_blobs([*libraries, bare(image)], answer)]
+        images = load(known, self._ask_engine, lambda _missing: None, self.say, True) if known else Images()
+        for image in self.images:
+            if image not in known:
+                images.changed = True
+                images.missing.update({layer.digest: layer.size for layer in image.layers})
         parts = [with_layers(artifact, images.missing) for artifact in self.artifacts]
         answer = {**answer, "missing": {**answer["missing"], **images.missing}}
         return {
@@ -210,8 +211,8 @@ class _Job:
         arguments = {"root": self.options["root"], "artifacts": wanted, "owner": self.owner}
         return self.action.ask("xinference_store", arguments, self.task_vars)
 
-    def _ask_engine(self, complete: set[str]) -> Answer:
-        wanted = [{**_named(image), "complete": image.name in complete} for image in self.images]
+    def _ask_engine(self, images: list[Artifact], complete: set[str]) -> Answer:
+        wanted = [{**_named(image), "complete": image.name in complete} for image in images]
         arguments = {"root": self.options["root"], "images": wanted, "docker_host": self.options["docker_host"]}
         return self.action.ask("xinference_image", arguments, self.task_vars)
 

@@ -16,13 +16,14 @@ from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout im
 
 from .shipping import ShippingError
 
-ROUNDS = 4
-"""Questions asked at most: what is missing, the load, and after a refusal both once more."""
+ROUNDS = 6
+"""Questions asked at most. Two are needed, what is missing and the load; after a refusal both once more."""
+DONE = ("load", "tag")
 
 
 @dataclass
 class Images:
-    """What became of the images; `rows` is the engine's last answer about each, `sent` their layers in bytes."""
+    """What became of the images: a row about each, and the layers that the store still lacks."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     changed: bool = False
@@ -43,21 +44,22 @@ def with_layers(artifact: Artifact, layers: Any) -> Artifact:
 
 def load(
     images: list[Artifact],
-    ask: Callable[[set[str]], dict[str, Any]],
+    ask: Callable[[list[Artifact], set[str]], dict[str, Any]],
     send: Callable[[dict[str, dict[str, int]]], None],
     say: Callable[[str], None],
     rehearse: bool = False,
 ) -> Images:
     """Bring images into the engine. Raises ShippingError when it does not take them.
 
-    `ask` runs the module xinference_image, told which images have to go in complete; `send` ships layers, given as
-    sizes by digest by name of the image. With `rehearse` it is asked once, and nothing is sent.
+    `ask` runs the module xinference_image, told which of the images have to go in complete; `send` ships layers, given
+    as sizes by digest by name of the image. With `rehearse` it is asked once, and nothing is sent.
     """
     result = Images()
     complete: set[str] = set()
     for _round in range(ROUNDS):
-        answer = ask(complete)
-        result.rows = answer["images"]
+        answer = ask(images, complete)
+        done = {row["name"]: row for row in result.rows if row["action"] in DONE}
+        result.rows = [done.get(row["name"], row) if row["action"] == "keep" else row for row in answer["images"]]
         result.diff = result.diff or answer.get("diff", {})
         result.changed = result.changed or answer["changed"]
         result.missing = {digest: size for layers in answer["missing"].values() for digest, size in layers.items()}

@@ -220,7 +220,9 @@ def start() -> None:
         while not answers():
             if time.monotonic() > deadline:
                 tail = "\n".join(LOG.read_text(errors="replace").splitlines()[-15:])
-                raise TestbedError(f"The Docker Engine did not come up in {START_LIMIT:.0f} s; {LOG} ends with:\n{tail}")
+                raise TestbedError(
+                    f"The Docker Engine did not come up in {START_LIMIT:.0f} s; {LOG} ends with:\n{tail}"
+                )
             time.sleep(0.2)
 
 

@@ -26,9 +26,9 @@ LABEL = "airgap.xinference.testbed"
 READY_LIMIT = 60.0
 # What an engine inside a container needs. `--privileged` asks for more than some machines have to give.
 CAPABILITIES = (
-    "SYS_ADMIN NET_ADMIN SYS_PTRACE SYS_MODULE MKNOD SYS_CHROOT SETPCAP AUDIT_WRITE NET_RAW DAC_READ_SEARCH "
-    "LINUX_IMMUTABLE IPC_LOCK SYS_NICE"
-).split()
+    *("SYS_ADMIN", "NET_ADMIN", "SYS_PTRACE", "SYS_MODULE", "MKNOD", "SYS_CHROOT", "SETPCAP", "AUDIT_WRITE"),
+    *("NET_RAW", "DAC_READ_SEARCH", "LINUX_IMMUTABLE", "IPC_LOCK", "SYS_NICE"),
+)
 REQUESTS = "/var/log/simulated-gpus.jsonl"
 LOST = "/usr/local/share/simulated-gpus/lost"
 
@@ -74,13 +74,18 @@ class Host:
         text = self.exec("sh", "-c", f"cat {REQUESTS} 2>/dev/null || true")
         return [json.loads(line) for line in text.splitlines()]
 
+    def give_image(self, reference: str) -> None:
+        """Load an image of the machine's engine into the host's, past everything that is being tested."""
+        pipe = "docker --host unix://{0} save {1} | docker --host unix://{0} exec -i {2} docker load --quiet"
+        run(["bash", "-o", "pipefail", "-c", pipe.format(engine.SOCKET, reference, self.container)])
+
     def lose_gpus(self, container: str) -> None:
         """Take the GPUs from a running container, as `systemctl daemon-reload` can; its next start has them again."""
         self.docker("exec", container, "touch", LOST)
 
     def stop(self) -> None:
         """Shut the host down."""
-        docker("stop", "--time", "60", self.container)
+        docker("stop", "-t", "60", self.container)
 
     def kill(self) -> None:
         """Cut the host's power."""
@@ -156,6 +161,9 @@ class Testbed:
         key = self.directory / "id_ed25519"
         run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"testbed {self.name}", "-f", str(key)])
         prefix = self._network().rpartition(".")[0]
+        if any(spec.internet for spec in specs):
+            # Not Docker's own bridge, which another engine on this machine may have taken away.
+            docker("network", "create", "--label", f"{LABEL}={self.name}", f"testbed-{self.name}-out")
         for number, spec in enumerate(specs):
             # .1 is the machine itself. Fixed addresses, because a host keeps its own over a reboot.
             host = Host(self.name, spec, f"{prefix}.{number + 10}", self.directory)
@@ -184,6 +192,8 @@ class Testbed:
 
     def down(self) -> None:
         """Remove every trace of the testbed. Does nothing when there is none."""
+        if (self.directory / "testbed.json").exists():
+            engine.start()  # or its containers would stay in the engine's data
         if engine.answers():
             mine = ["--filter", f"label={LABEL}={self.name}"]
             containers = docker("ps", "--all", "--quiet", *mine).split()
@@ -193,7 +203,7 @@ class Testbed:
                 names = docker(kind, "ls", "--quiet", *mine).split()
                 if names:
                     docker(kind, "rm", *names)
-        for cgroup in self._cgroups():
+        for cgroup in list(self._cgroups()):
             _remove_cgroup(cgroup)
         for name in ("id_ed25519", "id_ed25519.pub", "known_hosts", "testbed.json", "inventory/hosts.yml"):
             (self.directory / name).unlink(missing_ok=True)
@@ -251,16 +261,17 @@ class Testbed:
             arguments += ["--env", f"TESTBED_{key}={value}"]
         docker("create", *arguments, image)
         if spec.internet:
-            docker("network", "connect", "bridge", host.container)
+            docker("network", "connect", f"testbed-{self.name}-out", host.container)
         docker("start", host.container)
 
     def _cgroups(self) -> Iterator[Path]:
         """What engines of this testbed's hosts left in the machine's cgroup tree."""
+        # Not those of a testbed whose name begins like this one's.
+        others = {f"testbed-{name}-{host['host']}" for name, host in _containers()}
         top = Path("/sys/fs/cgroup")
         for parent in (top, *top.glob("*/")):
             for entry in parent.glob(f"testbed-{self.name}-*/"):
-                # Not those of a testbed whose name begins like this one's.
-                if not any(entry.name == f"testbed-{name}-{host['host']}" for name, host in _containers()):
+                if entry.name not in others:
                     yield entry
 
 

@@ -55,7 +55,7 @@ PYTHON
 python -c 'import xinference, torch, transformers'
 """
 # Like the images of the project itself: a command has to be given.
-CONFIG = ['ENTRYPOINT []', 'CMD ["/bin/bash"]', "ENV LANG=C.UTF-8", "EXPOSE 9997"]
+CONFIG = ["ENTRYPOINT []", 'CMD ["/bin/bash"]', "ENV LANG=C.UTF-8", "EXPOSE 9997"]
 # A new version of an image that differs by very little.
 VARIANT = "4.1.0-cpu-b"
 INSTALL_VARIANT = "set -eu\ndate > /etc/xinference-variant\nhead -c 20000 /dev/urandom > /usr/local/share/variant\n"

@@ -7,6 +7,8 @@ Only the number is simulated. The placement of models on GPUs runs through the w
 that was given none or one of them counts what CUDA_VISIBLE_DEVICES leaves it, as with a real device.
 """
 
+# Read at every start of Python, so pathlib stays out.
+# ruff: noqa: PTH110, PTH123
 import importlib.util
 import os
 import sys
