@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import tarfile
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional
@@ -18,10 +19,13 @@ START_LIMIT = 60.0
 
 
 class PrivateEngine:
-    """dockerd with everything below one directory; with `size` that directory is a file system of so many bytes."""
+    """dockerd with everything below one directory; with `size` that directory is a file system of so many bytes.
 
-    def __init__(self, place: Path, size: Optional[int] = None) -> None:
-        self.place = place
+    The directory is not one of pytest's: their names are too long for the sockets in it.
+    """
+
+    def __init__(self, size: Optional[int] = None) -> None:
+        self.place = Path(tempfile.mkdtemp(prefix="engine-"))
         self.size = size
         self.process: Any = None
 
@@ -32,7 +36,6 @@ class PrivateEngine:
 
     def start(self) -> PrivateEngine:
         """Start the engine and wait until it answers."""
-        self.place.mkdir(parents=True)
         if self.size:
             options = f"size={self.size}"
             subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(self.place)], check=True)
@@ -48,8 +51,9 @@ class PrivateEngine:
             if self._docker(["info"]).returncode == 0:
                 return self
             time.sleep(0.1)
+        said = (self.place / "log").read_text()[-2000:]
         self.stop()
-        raise RuntimeError(f"dockerd did not start: {(self.place / 'log').read_text()[-2000:]}")
+        raise RuntimeError(f"dockerd did not start: {said}")
 
     def stop(self) -> None:
         """End the engine and remove all it had."""

@@ -46,9 +46,9 @@ MEBIBYTE = 1024 * 1024
 
 
 @pytest.fixture(scope="module")
-def builder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateEngine]:
+def builder() -> Iterator[PrivateEngine]:
     """The engine of the connected machine, with two images that share their big layers, and a third."""
-    engine = PrivateEngine(tmp_path_factory.mktemp("builder") / "e").start()
+    engine = PrivateEngine().start()
     source = random.Random(1)
     try:
         engine.make_image(ONE, {"program": source.randbytes(BIG)}, {"more": source.randbytes(BIG // 2)})
@@ -89,9 +89,9 @@ def bundle(builder: PrivateEngine, libraries: Path, tmp_path_factory: pytest.Tem
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateEngine]:
+def engine() -> Iterator[PrivateEngine]:
     """The engine of the air-gapped host."""
-    engine = PrivateEngine(tmp_path_factory.mktemp("host") / "e").start()
+    engine = PrivateEngine().start()
     yield engine
     engine.stop()
 
@@ -221,7 +221,7 @@ def test_an_engine_that_refuses_a_part_gets_the_whole_image(
 
 
 def test_an_error_inside_the_engines_answer_is_an_error(bundle: Path, tmp_path: Path) -> None:
-    small = PrivateEngine(tmp_path / "small", size=BIG).start()
+    small = PrivateEngine(size=BIG).start()
     try:
         site = Site(tmp_path, {"ansible_connection": "local"}, {"PYTHONPATH": f"{tmp_path}/site/lib/python"})
         result = ship(site, bundle, small, [ONE])
