@@ -19,7 +19,7 @@ import sys
 import time
 import urllib.parse
 from pathlib import Path
-from typing import Iterator, List, Optional, Sequence
+from typing import Any, Dict, Iterator, List, Optional, Sequence
 
 SOCKET = "/var/run/docker.sock"
 # Beside the engine's own files; the pid file tells an engine of ours from one that was there before.
@@ -77,9 +77,9 @@ def run(
 
     Raises TestbedError with the command's last words when it fails and `check` is set, and when it cannot be run.
     """
-    given = {"stdin": subprocess.DEVNULL} if text is None else {"input": text}
+    given: Dict[str, Any] = {"stdin": subprocess.DEVNULL} if text is None else {"input": text}
     try:
-        done = subprocess.run(list(command), capture_output=True, text=True, timeout=timeout, env=env, **given)  # type: ignore[call-overload]
+        done = subprocess.run(list(command), capture_output=True, text=True, timeout=timeout, env=env, **given)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise TestbedError(f"{command[0]} could not be run: {error}") from error
     if check and done.returncode != 0:

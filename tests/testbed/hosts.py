@@ -136,6 +136,7 @@ class Testbed:
         if not NAME.fullmatch(name):
             raise TestbedError(f"{name!r} is no name for a testbed (a-z, 0-9 and -, at most 32 characters)")
         self.name = name
+        self._given = directory is not None
         self.directory = (directory or engine.cache() / "beds" / name).absolute()
         self.hosts: Dict[str, Host] = {}
 
@@ -207,8 +208,8 @@ class Testbed:
             _remove_cgroup(cgroup)
         for name in ("id_ed25519", "id_ed25519.pub", "known_hosts", "testbed.json", "inventory/hosts.yml"):
             (self.directory / name).unlink(missing_ok=True)
-        for directory in (self.inventory.parent, self.directory):
-            # Files of others may lie there, for example molecule's.
+        # In a directory of someone else's there may be other files, for example molecule's.
+        for directory in (self.inventory.parent, *([] if self._given else [self.directory])):
             with contextlib.suppress(OSError):
                 directory.rmdir()
         self.hosts = {}
@@ -247,9 +248,6 @@ class Testbed:
             arguments += ["--security-opt", option]
         arguments += ["--device-cgroup-rule", "a *:* rwm"]
         arguments += ["--volume", "/sys/fs/cgroup:/sys/fs/cgroup:rw", "--cgroupns", "host", "--tmpfs", "/run"]
-        if not spec.internet:
-            # Docker answers a container's questions for names with the machine's resolver, even on an internal network.
-            arguments += ["--dns", "127.0.0.1"]
         if spec.engine_disk:
             arguments += ["--tmpfs", f"/var/lib/docker:exec,dev,suid,size={spec.engine_disk}"]
         else:

@@ -216,6 +216,8 @@ def build_xinference() -> List[str]:
         variant = f"{REPOSITORY}:{VARIANT}"
         _layer(xinference("4.1.0"), INSTALL_VARIANT, variant, recipes[variant], cache())
         docker("image", "rm", "testbed/torch:latest", check=False)
+        # What an earlier recipe made has lost its name and is in nobody's way but takes gigabytes.
+        docker("image", "prune", "--force", "--filter", f"label={RECIPE}", check=False)
         _save("xinference-*.tar", archive, list(recipes))
     return list(recipes)
 

@@ -70,7 +70,7 @@ class HostSpec:
     def parse(cls, text: str) -> HostSpec:
         """The host that `NAME:KEY=VALUE,...` describes. Raises SpecError."""
         name, _, rest = text.partition(":")
-        kinds = {field.name: type(field.default) for field in fields(cls) if field.name != "name"}
+        kinds: Dict[str, Any] = {field.name: type(field.default) for field in fields(cls) if field.name != "name"}
         values: Dict[str, Any] = {}
         faults = []
         for setting in filter(None, rest.split(",")):

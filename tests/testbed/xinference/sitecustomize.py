@@ -42,13 +42,16 @@ class Finder:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
-        load = spec.loader.exec_module
+        loader = spec.loader if spec else None
+        if loader is None:
+            return spec
+        load = loader.exec_module
 
         def exec_module(module):
             load(module)
             module.gpu_count = simulated_gpus
 
-        spec.loader.exec_module = exec_module
+        setattr(loader, "exec_module", exec_module)  # noqa: B010
         return spec
 
 
