@@ -1,14 +1,15 @@
 # Copyright: airgap.xinference engineers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The sources of all models of all hosts, each once. Pure: inventories in, a list and problems out."""
+"""Where models, images and tools of all hosts come from, each once. Pure: inventories in, lists and problems out."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Mapping
+from typing import Any, Callable, Mapping
 
 from .manifest import name_problem
+from .reference import familiar, reference_problem
 
 PATTERNS = ("allow_patterns", "ignore_patterns")
 FIELDS = ("path", "modelscope", "revision", *PATTERNS, "name")
@@ -51,6 +52,58 @@ def gather(models: Mapping[str, Any]) -> tuple[list[Source], list[str]]:
                 )
             known.wanted_by.append(where)
     return [found[name] for name in sorted(found)], problems
+
+
+def gather_images(images: Mapping[str, Any], servers: Mapping[str, Any]) -> tuple[list[dict[str, str]], list[str]]:
+    """The images of all hosts by name, with their archive where they have one, and everything that is wrong with them.
+
+    `images` are lists of entries by host, `servers` the name of the image each host's server runs, empty for none. An
+    entry without an archive agrees with one that has it.
+    """
+    named = {
+        host: [*_list(entries), *([{"name": servers[host]}] if servers.get(host) else [])]
+        for host, entries in images.items()
+    }
+    found, problems = _named(named, "xinference_images", "archive", reference_problem, familiar)
+    return [{key: value for key, value in entry.items() if value} for entry in found], problems
+
+
+def gather_tools(tools: Mapping[str, Any]) -> tuple[list[dict[str, str]], list[str]]:
+    """The tools of all hosts, name and path of each, and everything that is wrong with them."""
+    found, problems = _named(tools, "xinference_tools", "path", name_problem, str)
+    problems += [f"xinference_tools: {entry['name']} has no `path`" for entry in found if not entry["path"]]
+    return found, problems
+
+
+def _named(
+    by_host: Mapping[str, Any], knob: str, key: str, problem_of: Callable[[Any], str | None], full: Callable[[str], str]
+) -> tuple[list[dict[str, str]], list[str]]:
+    """Entries with a name and one more field, each name once, in order of name."""
+    found: dict[str, dict[str, str]] = {}
+    problems: list[str] = []
+    for host, entries in by_host.items():
+        for entry in _list(entries):
+            where = f"{host}: {knob}"
+            if not isinstance(entry, Mapping) or set(entry) - {"name", key}:
+                problems.append(f"{where}: {entry!r} is not an entry with `name` and `{key}`")
+                continue
+            problem = problem_of(entry.get("name"))
+            if problem:
+                problems.append(f"{where}: {problem}")
+                continue
+            name, value = full(entry["name"]), str(entry.get(key) or "")
+            known = found.setdefault(name, {"name": name, key: value})
+            if value and known[key] not in ("", value):
+                problems.append(f"{where}: {name} has the {key} {value} here and {known[key]} for another host")
+            known[key] = known[key] or value
+    return [found[name] for name in sorted(found)], problems
+
+
+def _list(entries: Any) -> list[Any]:
+    """Entries as a list; what is none becomes one, and is refused as an entry."""
+    if entries is None:
+        return []
+    return list(entries) if isinstance(entries, (list, tuple)) else [entries]
 
 
 def _entries(host: str, entries: Any, problems: list[str]) -> list[Mapping[str, Any]]:
