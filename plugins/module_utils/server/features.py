@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import Any, Dict, FrozenSet, Tuple
+from typing import Any, Dict, FrozenSet, Optional, Tuple
 
 OLDEST = (1, 3)
 
@@ -31,8 +31,11 @@ class Features:
         `quantizations` in a spec.
     model_shows_engine: `/v1/models` shows `model_engine` for every type, not only for LLM.
     virtual_env_default: every launch installs packages unless XINFERENCE_ENABLE_VIRTUAL_ENV=0.
+    engine_source: what a site without internet can give a launch that installs packages. `image`: nothing is ever
+        installed. `index`: an index in pip's configuration. `wheels`: a directory of wheels too.
     autostart: the server itself can launch models again after a restart.
     api_key_may_launch: an API key may do all that its owner may; later it may only list and infer.
+    image_cuda: CUDA in the project's own GPU image. image_driver: the oldest NVIDIA driver (major number) for that.
     """
 
     version: str
@@ -45,8 +48,11 @@ class Features:
     definition_version: int = 1
     model_shows_engine: bool = False
     virtual_env_default: bool = False
+    engine_source: str = "image"
     autostart: bool = False
     api_key_may_launch: bool = True
+    image_cuda: str = "12.4"
+    image_driver: int = 550
 
 
 def _types(*names: str) -> FrozenSet[str]:
@@ -67,13 +73,24 @@ CHANGES: Tuple[Tuple[Tuple[int, int], Dict[str, Any]], ...] = (
     # core/status_guard.py: class ReplicaStatus with error_message
     ((1, 14), {"launch_returns_early": True}),
     # constants.py: XINFERENCE_ENABLE_VIRTUAL_ENV defaults to 1; model/image/core.py has engines
-    ((2, 0), {"virtual_env_default": True, "engine_types": _types("LLM", "embedding", "rerank", "image")}),
+    # doc/source/getting_started/using_docker_image.rst, versionchanged v2.0
+    (
+        (2, 0),
+        {
+            "virtual_env_default": True,
+            "engine_source": "index",
+            "engine_types": _types("LLM", "embedding", "rerank", "image"),
+            "image_cuda": "12.9",
+            "image_driver": 575,
+        },
+    ),
     # constants.py: XINFERENCE_AUTH_ADVANCED, off by default, beside --auth-config
     ((2, 9), {"auth": "opt-in", "api_key_may_launch": False}),
     # core/autostart.py, core/launch_history_store.py
     ((2, 12), {"autostart": True}),
     # deploy/cmdline.py without --auth-config; api/oauth2/advanced/routes.py: /v1/admin/setup without a token
-    ((3, 0), {"auth": "first-caller"}),
+    # doc/source/getting_started/using_docker_image.rst, versionchanged v3.0.0
+    ((3, 0), {"auth": "first-caller", "image_cuda": "13.0", "image_driver": 580}),
     # model/audio/engine_family.py; embedding and rerank record the engine used
     (
         (3, 1),
@@ -81,9 +98,14 @@ CHANGES: Tuple[Tuple[Tuple[int, int], Dict[str, Any]], ...] = (
     ),
     # model/utils.py: video and world have engines
     ((3, 4), {"engine_types": _types("LLM", "embedding", "rerank", "image", "audio", "video", "world")}),
+    # model/core.py: VirtualEnvSettings.find_links; constants.py: XINFERENCE_VIRTUAL_ENV_FIND_LINKS_ALLOWED_ROOTS
+    ((4, 0), {"engine_source": "wheels"}),
     # api/oauth2/advanced/routes.py: setup_token
     ((4, 1), {"auth": "setup-token"}),
 )
+
+# Suffix of an image's tag -> (CUDA, oldest driver); doc/source/getting_started/using_docker_image.rst of v1.9.0.
+VARIANTS: Dict[str, Tuple[str, int]] = {"-cu128": ("12.8", 570), "-cu129": ("12.9", 575)}
 
 
 def parse_version(version: str) -> Tuple[int, int]:
@@ -120,3 +142,17 @@ def supported(version: str) -> bool:
         return parse_version(version) >= OLDEST
     except ValueError:
         return False
+
+
+def image_needs(tag: str) -> Optional[Tuple[str, int]]:
+    """CUDA and the oldest NVIDIA driver for an image of the project, by its tag; None for one that runs on processors.
+
+    A tag that names no version, such as `latest`, is taken to be the newest.
+    """
+    if tag.endswith("-cpu"):
+        return None
+    for suffix, needs in VARIANTS.items():
+        if tag.endswith(suffix):
+            return needs
+    found = features(tag)
+    return found.image_cuda, found.image_driver
