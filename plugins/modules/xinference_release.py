@@ -13,18 +13,20 @@ short_description: Make the release that says what a host serves, and put it in 
 version_added: "0.1.0"
 description:
   - Writes C(<root>/releases/<id>), an immutable directory with the definition of the server, the desired models, the
-    list of what was shipped, and the programs that run and control the server. Its id is a hash of its content.
+    list of what was shipped, and how the server sees the host. Its id is a hash of its content.
+  - A server with a definition (O(service)) runs natively, and the release holds the programs that run and control it.
+    A server in a container (O(container)) is a Compose project, in C(compose.yaml).
   - Then points C(<root>/current) at it, in one step.
-  - Restarts nothing; M(airgap.xinference.xinference_service) does, when the definition of the server differs.
+  - Restarts nothing. M(airgap.xinference.xinference_service) does when the definition of the server differs, and
+    M(community.docker.docker_compose_v2) when the project does; the list of models is in neither.
 options:
   root:
     description: Root directory of the collection on the host.
     type: path
     required: true
   service:
-    description: Definition of the server.
+    description: Definition of a native server. One of this and O(container) is required.
     type: dict
-    required: true
     suboptions:
       name:
         description: Name of the systemd unit or of supervisord's program.
@@ -60,6 +62,130 @@ options:
         description: Seconds the server may take to stop before it is killed.
         type: int
         default: 30
+  container:
+    description: Definition of a server in a container.
+    type: dict
+    suboptions:
+      project:
+        description: Name of the Compose project.
+        type: str
+        default: xinference
+      image:
+        description:
+          - The image, by its name in the engine or in the bundle. It must have been shipped; the project names it by its
+            id, so that no other image is ever run under that name.
+          - Empty means the only one that was shipped.
+        type: str
+        default: ""
+      version:
+        description: Version of the server, where the tag of the image does not begin with it.
+        type: str
+        default: ""
+      command:
+        description: The command with its arguments.
+        type: list
+        elements: str
+        required: true
+      environment:
+        description: Variables of the collection.
+        type: dict
+        default: {}
+      overrides:
+        description:
+          - Variables of the inventory, which come before all others. V(null) takes a variable away.
+          - A variable whose name ends in TOKEN, SECRET, PASSWORD, KEY or the like, or whose value is an address with a
+            password, goes to a file that only its owner can read, like those of O(secrets).
+        type: dict
+        default: {}
+      gpus:
+        description: The host's GPUs the server is given, by number or UUID. None means that it runs on processors.
+        type: list
+        elements: raw
+        default: []
+      host:
+        description: Address the port is published on. Loopback always is one more.
+        type: str
+        required: true
+      port:
+        description: Port that is published.
+        type: int
+        required: true
+      home:
+        description: Directory of what the server keeps.
+        type: path
+        required: true
+      engines:
+        description:
+          - Where a launch gets packages of an engine that the image lacks. V(image) means nowhere, nothing is installed.
+          - V(wheels) is the artifact C(wheels/engines) of the bundle, for Xinference 4.0 and later. V(index) is an image
+            that serves an index, O(container.index_image). V(bundle) is whichever suits the version of the server.
+        type: str
+        choices: [image, bundle, wheels, index]
+        default: image
+      index_image:
+        description: Image that serves an index of packages on port 8080, by its name in the engine or in the bundle.
+        type: str
+        default: ""
+      shm_size:
+        description: Size of C(/dev/shm), as Compose writes it.
+        type: str
+        default: 16g
+      ulimits:
+        description: Limits of processes, as Compose writes them.
+        type: dict
+        default: {}
+      log_max_size:
+        description: Size at which the container's log is rotated, as Docker writes it.
+        type: str
+        default: 100m
+      log_max_files:
+        description: How many files of the log are kept.
+        type: int
+        default: 10
+      stop_timeout:
+        description: Seconds the server may take to stop before it is killed.
+        type: int
+        default: 30
+      start_timeout:
+        description: Seconds the server may take until it answers before it counts as unhealthy.
+        type: int
+        default: 180
+      selinux:
+        description: Whether mounts get SELinux labels; V(auto) where the kernel enforces SELinux.
+        type: str
+        choices: [auto, "yes", "no"]
+        default: auto
+      mounts:
+        description: More files and directories of the host. A file whose content changes recreates the container.
+        type: list
+        elements: dict
+        default: []
+        suboptions:
+          source:
+            description: Path on the host.
+            type: path
+            required: true
+          target:
+            description: Path in the container.
+            type: str
+            required: true
+          read_only:
+            description: Whether the container may only read it.
+            type: bool
+            default: true
+      options:
+        description: Anything else that Compose knows of a service; it is laid over what the collection writes.
+        type: dict
+        default: {}
+  secrets:
+    description:
+      - Variables whose values are secret. They come before all others, and are kept in a file that only its owner can
+        read.
+    type: dict
+    default: {}
+  docker_host:
+    description: Address of the engine, by default what the client of the host is set up for.
+    type: str
   models:
     description: The models the host shall serve, as in the inventory.
     type: list
@@ -91,6 +217,18 @@ EXAMPLES = r"""
       host: 127.0.0.1
       port: 9997
     models: "{{ xinference_models }}"
+
+- name: Put a release with a container in force
+  airgap.xinference.xinference_release:
+    root: /opt/xinference
+    container:
+      image: xprobe/xinference:v4.1.0
+      command: [xinference-local, --host, 0.0.0.0, --port, "9997"]
+      gpus: [0, 1]
+      home: /opt/xinference/home
+      host: 127.0.0.1
+      port: 9997
+    models: "{{ xinference_models }}"
 """
 
 RETURN = r"""
@@ -105,8 +243,8 @@ previous:
   type: str
   sample: 9f2c1e07aa53
 definition:
-  description: Digest of what makes a running server what it is. The list of models is not part of it.
-  returned: success
+  description: Digest of what makes a running native server what it is. The list of models is not part of it.
+  returned: with O(service)
   type: str
 directory:
   description: Directory of the release.
@@ -117,11 +255,19 @@ directory:
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Dict, List, Mapping
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.airgap.xinference.plugins.module_utils._ansible import failing
-from ansible_collections.airgap.xinference.plugins.module_utils.host import definition, release
+from ansible_collections.airgap.xinference.plugins.module_utils.host import (
+    compose,
+    definition,
+    docker_release,
+    facts,
+    release,
+)
+from ansible_collections.airgap.xinference.plugins.module_utils.host.docker_cli import Docker, DockerError
+from ansible_collections.airgap.xinference.plugins.module_utils.host.gpus import Given, given
 
 SERVICE = {
     "name": {"type": "str", "default": "xinference"},
@@ -133,43 +279,136 @@ SERVICE = {
     "port": {"type": "int", "required": True},
     "stop_timeout": {"type": "int", "default": 30},
 }
-
-
-def shipped(root: Path) -> Any:
-    """What shipping recorded on this host; nothing when it has not run."""
-    path = root / "state" / "artifacts.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+MOUNT = {
+    "source": {"type": "path", "required": True},
+    "target": {"type": "str", "required": True},
+    "read_only": {"type": "bool", "default": True},
+}
+CONTAINER = {
+    "project": {"type": "str", "default": "xinference"},
+    "image": {"type": "str", "default": ""},
+    "version": {"type": "str", "default": ""},
+    "command": {"type": "list", "elements": "str", "required": True},
+    "environment": {"type": "dict", "default": {}},
+    "overrides": {"type": "dict", "default": {}},
+    "gpus": {"type": "list", "elements": "raw", "default": []},
+    "host": {"type": "str", "required": True},
+    "port": {"type": "int", "required": True},
+    "home": {"type": "path", "required": True},
+    "engines": {"type": "str", "choices": ["image", "bundle", "wheels", "index"], "default": "image"},
+    "index_image": {"type": "str", "default": ""},
+    "shm_size": {"type": "str", "default": "16g"},
+    "ulimits": {"type": "dict", "default": {}},
+    "log_max_size": {"type": "str", "default": "100m"},
+    "log_max_files": {"type": "int", "default": 10},
+    "stop_timeout": {"type": "int", "default": 30},
+    "start_timeout": {"type": "int", "default": 180},
+    "selinux": {"type": "str", "choices": ["auto", "yes", "no"], "default": "auto"},
+    "mounts": {"type": "list", "elements": "dict", "default": [], "options": MOUNT},
+    "options": {"type": "dict", "default": {}},
+}
 
 
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "root": {"type": "path", "required": True},
-            "service": {"type": "dict", "required": True, "options": SERVICE},
+            "service": {"type": "dict", "options": SERVICE},
+            "container": {"type": "dict", "options": CONTAINER},
+            "secrets": {"type": "dict", "no_log": True, "default": {}},
+            "docker_host": {"type": "str"},
             "models": {"type": "list", "elements": "dict", "default": []},
         },
+        mutually_exclusive=[("service", "container")],
+        required_one_of=[("service", "container")],
         supports_check_mode=True,
     )
     root = Path(module.params["root"])
-    service = dict(module.params["service"])
-    service["environment"] = {key: str(value) for key, value in service["environment"].items()}
-    with failing(module, OSError, ValueError):
-        files = definition.files(root, service, module.params["models"], shipped(root))
+    result: Dict[str, Any] = {}
+    with failing(module, OSError, ValueError, DockerError):
+        if module.params["service"]:
+            files = native(module, root)
+            result["definition"] = definition.digest(files)
+        else:
+            files = container(module, root)
         wanted, previous = release.identity(files), release.current(root)
         before = release.read(root / "current")
         changed = wanted != previous or not release.whole(root, files)
         if changed and not module.check_mode:
             release.make(root, files)
             release.switch(root, wanted)
-    result = {
-        "definition": definition.digest(files),
-        "release": wanted,
-        "previous": previous,
-        "directory": str(root / release.RELEASES / wanted),
-    }
+    result.update(release=wanted, previous=previous, directory=str(root / release.RELEASES / wanted))
     if module._diff and changed:
         result["diff"] = release.difference(before, {path: entry.text for path, entry in files.items()})
     module.exit_json(changed=changed, **result)
+
+
+def native(module: AnsibleModule, root: Path) -> Dict[str, release.Entry]:
+    """The files of a release that runs natively."""
+    service = dict(module.params["service"])
+    variables = {**service["environment"], **module.params["secrets"]}
+    service["environment"] = {name: str(value) for name, value in variables.items()}
+    return definition.files(root, service, module.params["models"], shipped(root))
+
+
+def container(module: AnsibleModule, root: Path) -> Dict[str, release.Entry]:
+    """The files of a release that runs in a container; makes the directories that the container will see."""
+    wanted, artifacts = module.params["container"], shipped(root)
+    if module.check_mode and not artifacts.get("images"):
+        artifacts = foretold(artifacts, [wanted["image"], wanted["index_image"]])
+    docker = Docker(module.params["docker_host"])
+    image = docker_release.image_of(artifacts, wanted["image"])
+    found = docker_release.features_of(wanted["version"], image.reference)
+    source, wheels = docker_release.engines_of(wanted["engines"], found, artifacts)
+    index_image = ""
+    if docker_release.needs_index(source):
+        index = docker_release.image_of(artifacts, wanted["index_image"], "xinference_server_index_image")
+        index_image = engine_id(module, docker, index)
+    server, secrets = docker_release.server_from(
+        wanted,
+        root,
+        engine_id(module, docker, image),
+        index_image,
+        docker_release.environment_of(wanted, source, module.params["secrets"]),
+        gpus_of(wanted["gpus"]),
+        source,
+        wheels,
+    )
+    if not module.check_mode:
+        for directory in compose.directories(server):
+            Path(directory).mkdir(parents=True, exist_ok=True)
+    return docker_release.files(server, secrets, module.params["models"], artifacts)
+
+
+def gpus_of(wanted: List[Any]) -> List[Given]:
+    """The GPUs of the inventory as the host knows them."""
+    if not wanted:
+        return []
+    there = facts.gpus()
+    return given(wanted, there["list"], there["problem"])
+
+
+def engine_id(module: AnsibleModule, docker: Docker, image: docker_release.Image) -> str:
+    """What the engine calls an image that was shipped. Raises DockerError when it lost it."""
+    found = docker.image_id(image.ids)
+    if found is None and not module.check_mode:
+        raise DockerError(
+            f"{image.reference} ({image.ids[0]}) was shipped to this host, but its Docker Engine does not have it any "
+            "more. Run playbooks/ship.yml, which loads it again."
+        )
+    return found or image.ids[0]
+
+
+def foretold(artifacts: Mapping[str, Any], references: List[str]) -> Dict[str, Any]:
+    """What shipping will have recorded about images, for check mode before the first run."""
+    entries = {name: {"reference": name, "image_id": name, "digest": name} for name in references if name}
+    return {**artifacts, "images": entries or {"": {"reference": "", "image_id": "", "digest": ""}}}
+
+
+def shipped(root: Path) -> Any:
+    """What shipping recorded on this host; nothing when it has not run."""
+    path = root / "state" / "artifacts.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 if __name__ == "__main__":

@@ -29,9 +29,9 @@ def files(
     here = shlex.quote(str(root / "current" / "bin"))
     control = f'exec {python} -E -s {here}/native_ctl.py --root {shlex.quote(str(root))} "$@"'
     return {
-        "service.json": Entry(_json(service), PRIVATE),
-        "models.json": Entry(_json(list(models)), PRIVATE),
-        "artifacts.json": Entry(_json(artifacts)),
+        "service.json": Entry(json_text(service), PRIVATE),
+        "models.json": Entry(json_text(list(models)), PRIVATE),
+        "artifacts.json": Entry(json_text(artifacts)),
         "bin/native_run.py": Entry(_source(native_run)),
         "bin/native_ctl.py": Entry(_source(native_ctl)),
         "bin/run": Entry(f'#!/bin/sh\nexec {python} -E -s {here}/native_run.py "$@"\n', PROGRAM),
@@ -48,7 +48,7 @@ def digest(release: Mapping[str, Entry]) -> str:
 _DEFINING = (native_run.SERVICE, native_run.RUNNER)
 
 
-def _json(content: Any) -> str:
+def json_text(content: Any) -> str:
     return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 

@@ -109,6 +109,7 @@ def read(directory: Path) -> Dict[str, str]:
 
 
 SECRET = re.compile(r'("[^"]*(?:TOKEN|SECRET|PASSWORD|KEY)": )"[^"]*"')
+VARIABLE = re.compile(r"(?m)^(\w+)=.*$")
 
 
 def difference(before: Mapping[str, str], after: Mapping[str, str]) -> List[Dict[str, str]]:
@@ -119,6 +120,11 @@ def difference(before: Mapping[str, str], after: Mapping[str, str]) -> List[Dict
     changes = []
     for path in sorted({*before, *after}):
         if before.get(path) != after.get(path) and not path.startswith("bin/"):
-            shown = [SECRET.sub(r'\1"(hidden)"', texts.get(path, "")) for texts in (before, after)]
+            shown = [_without_secrets(path, texts.get(path, "")) for texts in (before, after)]
             changes.append({"before_header": path, "after_header": path, "before": shown[0], "after": shown[1]})
     return changes
+
+
+def _without_secrets(path: str, text: str) -> str:
+    """A file as it may be shown. All values in a file of variables are secret, which is why they are there."""
+    return VARIABLE.sub(r"\1=(hidden)", text) if path.endswith(".env") else SECRET.sub(r'\1"(hidden)"', text)

@@ -1,0 +1,240 @@
+# Copyright: airgap.xinference engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The Compose project that runs a server in a container. Pure: data in, data out.
+
+Whatever is in the project and differs makes Compose recreate the container, and nothing else does. So the project
+names no release, no model and no secret, and files that are mounted are in it by a hash of their content.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+
+from ..server.engines import INDEX, INDEX_SERVICE, WHEELS, WHEELS_DIRECTORY, Engines
+from .gpus import Given
+
+SERVICE = "server"
+PORT = 9997
+"""The port inside the container, whatever port is published."""
+HOME = "/root/.xinference"
+MODELS = "/models"
+PIP_CONF = "pip.conf"
+SECRETS = "server.env"
+MOUNTED = "airgap.xinference.mounted"
+"""The label that changes with the content of mounted files."""
+LOOPBACK = "127.0.0.1"
+EVERYWHERE = ("0.0.0.0", "::")
+
+CACHES = {
+    "huggingface": "/root/.cache/huggingface",
+    "modelscope": "/root/.cache/modelscope",
+    "vllm": "/root/.cache/vllm",
+    "flashinfer": "/root/.cache/flashinfer",
+    "triton": "/root/.triton",
+}
+"""Directories below `cache` on the host, and where libraries look for them in the container."""
+
+PLACES = {
+    "XINFERENCE_HOME": HOME,
+    "HF_HOME": CACHES["huggingface"],
+    "MODELSCOPE_CACHE": CACHES["modelscope"],
+    # Xinference moves XDG_CACHE_HOME, and what vLLM compiles with it.
+    "VLLM_CACHE_ROOT": CACHES["vllm"],
+    "TRITON_CACHE_DIR": f"{CACHES['triton']}/cache",
+    # FlashInfer adds .cache/flashinfer.
+    "FLASHINFER_WORKSPACE_BASE": "/root",
+    # Files that libraries otherwise fetch at the first request; a site puts them here.
+    "TIKTOKEN_CACHE_DIR": f"{HOME}/tiktoken",
+    "NLTK_DATA": f"{HOME}/nltk_data",
+}
+
+HEALTH_CHECK = (
+    'exec "$(command -v python3 || command -v python)" -c '
+    "'import urllib.request as r; "
+    f'r.build_opener(r.ProxyHandler({{}})).open("http://{LOOPBACK}:{PORT}/status", timeout=8)\''
+)
+"""Asks the server with the image's own Python; no image is sure to have curl."""
+
+_SECRET_NAME = re.compile(r"(?:TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|KEY)\Z", re.IGNORECASE)
+_SECRET_VALUE = re.compile(r"://[^/@\s:]+:[^/@\s]+@")
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A file or directory of the host in the container."""
+
+    source: str
+    target: str
+    read_only: bool = True
+
+
+@dataclass(frozen=True)
+class Server:
+    """What is to be run. `image` and `index_image` are ids; `wheels` is the host's directory of engines' wheels.
+
+    `environment` has no secrets, `secrets` says whether there are any. `mounted` is a hash of the content of mounted
+    files. `options` go over the finished service.
+    """
+
+    project: str
+    image: str
+    command: Tuple[str, ...]
+    root: PurePosixPath
+    home: str
+    host: str
+    port: int
+    environment: Mapping[str, str]
+    secrets: bool
+    gpus: Sequence[Given]
+    engines: Engines
+    shm_size: str
+    ulimits: Mapping[str, Any]
+    log_max_size: str
+    log_max_files: int
+    stop_timeout: int
+    start_timeout: int
+    selinux: bool = False
+    mounts: Sequence[Mount] = ()
+    mounted: str = ""
+    wheels: str = ""
+    index_image: str = ""
+    options: Optional[Mapping[str, Any]] = None
+
+
+def project(server: Server) -> Dict[str, Any]:
+    """The Compose file's content. Texts are escaped, so that Compose takes a dollar sign for what it is."""
+    services = {SERVICE: merged(_server(server), server.options or {})}
+    if server.engines.source == INDEX:
+        services[INDEX_SERVICE] = {
+            "image": server.index_image,
+            "pull_policy": "never",
+            "restart": "unless-stopped",
+            "logging": _logging(server),
+        }
+    return _escaped({"name": server.project, "services": services})
+
+
+def directories(server: Server) -> List[str]:
+    """The directories on the host that have to be there before the container."""
+    return [server.home, str(server.root / "models"), *(str(server.root / "cache" / name) for name in CACHES)]
+
+
+def mounts(server: Server) -> List[Mount]:
+    """All files and directories of the host that the container sees."""
+    found = [Mount(server.home, HOME, False), Mount(str(server.root / "models"), MODELS)]
+    found += [Mount(str(server.root / "cache" / name), target, False) for name, target in CACHES.items()]
+    if server.engines.source == WHEELS:
+        found.append(Mount(server.wheels, WHEELS_DIRECTORY))
+    if server.engines.pip_conf:
+        # Through `current`, so that another release alone does not change the project.
+        found.append(Mount(str(server.root / "current" / PIP_CONF), "/etc/pip.conf"))
+    return [*found, *server.mounts]
+
+
+def split_secrets(environment: Mapping[str, str]) -> Tuple[Dict[str, str], Dict[str, str]]:
+    """Variables that may be read by everyone, and those whose name or value says that they may not."""
+    secret = {
+        name: value
+        for name, value in environment.items()
+        if _SECRET_NAME.search(name) or _SECRET_VALUE.search(str(value))
+    }
+    return {name: value for name, value in environment.items() if name not in secret}, secret
+
+
+def env_file(variables: Mapping[str, str]) -> str:
+    """Variables as the file that Compose reads, quoted so that nothing in a value means anything."""
+    return "".join(f"{name}={_quoted(value)}\n" for name, value in sorted(variables.items()))
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> Dict[str, Any]:
+    """Two mappings as one, mappings in them too; anything else in `over` replaces what is in `base`."""
+    result = dict(base)
+    for key, value in over.items():
+        below = result.get(key)
+        result[key] = merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def published(host: str) -> List[str]:
+    """Addresses to publish the port on: the one asked for, and loopback for the collection's own modules."""
+    host = LOOPBACK if host == "localhost" else host
+    return [host] if host in (*EVERYWHERE, LOOPBACK) else [host, LOOPBACK]
+
+
+def _server(server: Server) -> Dict[str, Any]:
+    service: Dict[str, Any] = {
+        "image": server.image,
+        "pull_policy": "never",
+        "command": list(server.command),
+        "restart": "unless-stopped",
+        "environment": {**PLACES, **server.environment},
+        "ports": [_port(address, server.port) for address in published(server.host)],
+        "volumes": [_volume(mount, server.selinux) for mount in mounts(server)],
+        "shm_size": server.shm_size,
+        "healthcheck": {
+            "test": ["CMD-SHELL", HEALTH_CHECK],
+            "interval": "10s",
+            "timeout": "10s",
+            "retries": 3,
+            "start_period": f"{server.start_timeout}s",
+        },
+        "logging": _logging(server),
+        "stop_grace_period": f"{server.stop_timeout}s",
+    }
+    if server.secrets:
+        service["env_file"] = [SECRETS]
+    if server.ulimits:
+        service["ulimits"] = dict(server.ulimits)
+    if server.mounted:
+        service["labels"] = {MOUNTED: server.mounted}
+    if server.engines.source == INDEX:
+        service["depends_on"] = [INDEX_SERVICE]
+    if server.gpus:
+        device = {"driver": "nvidia", "device_ids": [gpu.name for gpu in server.gpus], "capabilities": ["gpu"]}
+        service["deploy"] = {"resources": {"reservations": {"devices": [device]}}}
+    else:
+        # Images of CUDA ask for all GPUs, which an engine with nvidia's runtime as its default one would give.
+        without = {"NVIDIA_VISIBLE_DEVICES": "void", "CUDA_VISIBLE_DEVICES": "-1"}
+        service["environment"] = {**without, **service["environment"]}
+    service["environment"] = dict(sorted(service["environment"].items()))
+    return service
+
+
+def _port(address: str, port: int) -> Dict[str, Any]:
+    return {"target": PORT, "published": str(port), "host_ip": address, "protocol": "tcp"}
+
+
+def _volume(mount: Mount, selinux: bool) -> Dict[str, Any]:
+    volume: Dict[str, Any] = {"type": "bind", "source": mount.source, "target": mount.target}
+    if mount.read_only:
+        volume["read_only"] = True
+    volume["bind"] = {"create_host_path": False, **({"selinux": "z"} if selinux else {})}
+    return volume
+
+
+def _logging(server: Server) -> Dict[str, Any]:
+    return {
+        "driver": "json-file",
+        "options": {"max-size": server.log_max_size, "max-file": str(server.log_max_files)},
+    }
+
+
+def _escaped(value: Any) -> Any:
+    """The same with every dollar sign doubled, as Compose wants it."""
+    if isinstance(value, Mapping):
+        return {key: _escaped(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_escaped(each) for each in value]
+    return value.replace("$", "$$") if isinstance(value, str) else value
+
+
+def _quoted(value: str) -> str:
+    if "'" not in value and "\n" not in value and "\\" not in value:
+        return f"'{value}'"
+    for character, escape in (("\\", "\\\\"), ('"', '\\"'), ("$", "\\$"), ("\n", "\\n")):
+        value = value.replace(character, escape)
+    return f'"{value}"'

@@ -1,0 +1,203 @@
+# Copyright: airgap.xinference engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The files of a release that runs in a container, from what the inventory says and what shipping left on the host."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path, PurePosixPath
+from typing import Any, Dict, List, Mapping, NamedTuple, Sequence, Tuple
+
+from ..server.engines import INDEX, WHEELS, Engines, EnginesError, engines
+from ..server.features import Features, features
+from . import compose
+from .definition import PRIVATE, json_text
+from .gpus import Given
+from .release import Entry
+from .yaml_text import yaml_text
+
+COMPOSE_FILE = "compose.yaml"
+VIEW = "server.json"
+_VERSION = re.compile(r"v?(\d+\.\d+[^-]*)")
+
+
+class ContainerError(ValueError):
+    """A container that cannot be run from what is on the host; the text says what is missing and how to get it."""
+
+
+class Image(NamedTuple):
+    """An image that was shipped: its name in the engine, and what the engine may call it, likeliest first."""
+
+    reference: str
+    ids: Tuple[str, ...]
+
+
+def image_of(artifacts: Mapping[str, Any], wanted: str, what: str = "xinference_server_image") -> Image:
+    """The shipped image that `wanted` names, by its reference or its name in the bundle; the only one when empty.
+
+    Raises ContainerError when there is none, or more than one to choose from.
+    """
+    images: Mapping[str, Any] = artifacts.get("images") or {}
+    chosen = [
+        entry for name, entry in images.items() if not wanted or _same(wanted, entry["reference"]) or wanted == name
+    ]
+    if len(chosen) == 1:
+        return Image(chosen[0]["reference"], (chosen[0]["image_id"], chosen[0]["digest"]))
+    there = ", ".join(sorted(entry["reference"] for entry in images.values()))
+    if chosen:
+        raise ContainerError(f"Several images were shipped to this host: {there}. Name the server's in {what}.")
+    raise ContainerError(
+        f"The image {wanted or 'of the server'} was not shipped to this host, which has {there or 'none'}. Put it into "
+        f"the bundle (playbooks/bundle.yml) and ship it (playbooks/ship.yml), or name another in {what}."
+    )
+
+
+def features_of(version: str, reference: str) -> Features:
+    """The abilities of a server by its version, or where that is not given by the tag of its image (newest if none)."""
+    tag = reference.rpartition(":")[2]
+    match = _VERSION.match(tag)
+    return features(version or (match.group(1) if match else tag))
+
+
+def engines_of(wanted: str, found: Features, artifacts: Mapping[str, Any]) -> Tuple[Engines, str]:
+    """How the server gets packages of engines, and the host's directory of their wheels, empty where it needs none.
+
+    Raises ContainerError when the source makes no sense or was not shipped.
+    """
+    try:
+        source = engines(wanted, found)
+    except EnginesError as error:
+        raise ContainerError(str(error)) from error
+    if source.source != WHEELS:
+        return source, ""
+    entry = (artifacts.get("wheels") or {}).get("engines")
+    if not entry:
+        raise ContainerError(
+            "xinference_server_engines wants wheels of engines, and none were shipped to this host. Name requirements "
+            "in xinference_bundle_engine_requirements, build the bundle again and ship it."
+        )
+    return source, str(entry["path"])
+
+
+def content_hash(paths: Sequence[str], texts: Mapping[str, str]) -> str:
+    """A hash of the files among `paths` and of `texts`, empty without any. Directories are not looked into."""
+    digest = hashlib.sha256()
+    files = [Path(path) for path in sorted(paths) if Path(path).is_file()]
+    for name, content in [*((str(path), path.read_bytes()) for path in files), *_encoded(texts)]:
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()[:16] if files or texts else ""
+
+
+def files(
+    server: compose.Server, secrets: Mapping[str, str], models: Sequence[Any], artifacts: Mapping[str, Any]
+) -> Dict[str, Entry]:
+    """Everything a release of the docker backend holds."""
+    found = {
+        COMPOSE_FILE: Entry(HEADER + yaml_text(compose.project(server))),
+        VIEW: Entry(json_text(view(server))),
+        "models.json": Entry(json_text(list(models)), PRIVATE),
+        "artifacts.json": Entry(json_text(artifacts)),
+    }
+    if server.engines.pip_conf:
+        found[compose.PIP_CONF] = Entry(server.engines.pip_conf)
+    if secrets:
+        found[compose.SECRETS] = Entry(compose.env_file(secrets), PRIVATE)
+    return found
+
+
+HEADER = "# Written by airgap.xinference; change the inventory and run playbooks/serve.yml instead.\n"
+
+
+def view(server: compose.Server) -> Dict[str, Any]:
+    """How the server sees the host: read by whoever talks to the server about paths and GPUs of the host."""
+    return {
+        "backend": "docker",
+        "project": server.project,
+        "service": compose.SERVICE,
+        "image": server.image,
+        "endpoint": endpoint(server),
+        "models": compose.MODELS,
+        "gpus": [{"index": place, "names": gpu.names} for place, gpu in enumerate(server.gpus)],
+    }
+
+
+def endpoint(server: compose.Server) -> str:
+    """Where the host itself reaches the server."""
+    addresses = compose.published(server.host)
+    return f"http://{'[::1]' if addresses == ['::'] else compose.LOOPBACK}:{server.port}"
+
+
+def server_from(
+    container: Mapping[str, Any],
+    root: Path,
+    image: str,
+    index_image: str,
+    environment: Mapping[str, Any],
+    gpus: Sequence[Given],
+    source: Engines,
+    wheels: str,
+) -> Tuple[compose.Server, Dict[str, str]]:
+    """The server to run, and its secret variables. `environment` is the whole one, without that of `source`."""
+    public, secret = compose.split_secrets({name: str(value) for name, value in environment.items()})
+    mounts = [compose.Mount(one["source"], one["target"], bool(one["read_only"])) for one in container["mounts"]]
+    texts = {compose.PIP_CONF: source.pip_conf} if source.pip_conf else {}
+    server = compose.Server(
+        project=container["project"],
+        image=image,
+        command=tuple(container["command"]),
+        root=PurePosixPath(root),
+        home=container["home"],
+        host=container["host"],
+        port=int(container["port"]),
+        environment=public,
+        secrets=bool(secret),
+        gpus=gpus,
+        engines=source,
+        shm_size=container["shm_size"],
+        ulimits=container["ulimits"],
+        log_max_size=container["log_max_size"],
+        log_max_files=container["log_max_files"],
+        stop_timeout=container["stop_timeout"],
+        start_timeout=container["start_timeout"],
+        selinux=selinux_enforced() if container["selinux"] == "auto" else container["selinux"] == "yes",
+        mounts=mounts,
+        mounted=content_hash([mount.source for mount in mounts], texts),
+        wheels=wheels,
+        index_image=index_image,
+        options=container["options"],
+    )
+    return server, secret
+
+
+def environment_of(container: Mapping[str, Any], source: Engines, secrets: Mapping[str, Any]) -> Dict[str, Any]:
+    """The environment of the server: the collection's, that of the engines' source over it, the inventory's over all."""
+    together = {**container["environment"], **source.environment, **container["overrides"], **secrets}
+    return {name: value for name, value in together.items() if value is not None}
+
+
+def needs_index(source: Engines) -> bool:
+    """Whether a companion serves packages."""
+    return source.source == INDEX
+
+
+def selinux_enforced(path: Path = Path("/sys/fs/selinux/enforce")) -> bool:
+    """Whether the kernel enforces SELinux, so that mounts need labels."""
+    try:
+        return path.read_text(encoding="ascii").strip() == "1"
+    except OSError:
+        return False
+
+
+def _same(wanted: str, reference: str) -> bool:
+    """Whether two names of images mean the same; a registry that is the default one may be left out."""
+    prefixes = ("docker.io/library/", "docker.io/", "")
+    plain = [
+        next(name[len(prefix) :] for prefix in prefixes if name.startswith(prefix)) for name in (wanted, reference)
+    ]
+    return plain[0] == plain[1]
+
+
+def _encoded(texts: Mapping[str, str]) -> List[Tuple[str, bytes]]:
+    return [(name, text.encode()) for name, text in sorted(texts.items())]
