@@ -12,12 +12,17 @@ version_added: "0.1.0"
 description:
   - Takes the models of several hosts and returns every source once, with everything that is wrong with them.
   - A local path is made absolute, and one that does not exist on the controller is a problem.
-positional: _input
+  - What the models would download beside themselves at launch is listed like a model.
+positional: _input, companions
 options:
   _input:
     description: The list C(xinference_models) of every host, by name of the host.
     type: dict
     required: true
+  companions:
+    description: Whether to list what the models need beside themselves.
+    type: bool
+    default: true
 author:
   - airgap.xinference engineers (@airgap)
 """
@@ -32,21 +37,26 @@ RETURN = r"""
 _value:
   description: >-
     C(local), a list with C(name) and C(path); C(modelscope), a list with C(name), C(modelscope), C(revision),
-    C(allow_patterns) and C(ignore_patterns); and C(problems), a list of messages.
+    C(allow_patterns) and C(ignore_patterns); C(files), a list with C(name), C(url), C(file) and C(sha256); C(notices),
+    what models will try to download all the same; and C(problems), a list of messages.
   type: dict
 """
 
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.airgap.xinference.plugins.module_utils.bundle.sources import gather
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.sources import gather, notices
 
 
-def bundle_sources(models: dict) -> dict:
+def bundle_sources(models: dict, companions: bool = True) -> dict:
     """Sources and problems; relative paths are meant from the directory Ansible was started in."""
-    sources, problems = gather(models)
-    result: dict[str, list] = {"local": [], "modelscope": [], "problems": problems}
+    sources, problems = gather(models, companions)
+    result: dict[str, list] = {"local": [], "modelscope": [], "files": [], "problems": problems}
+    result["notices"] = notices(models) if companions else []
     for source in sources:
+        if "url" in source.content:
+            result["files"].append({"name": source.name, **source.content})
+            continue
         if "path" not in source.content:
             result["modelscope"].append({"name": source.name, **source.content})
             continue

@@ -20,6 +20,7 @@ from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout im
     verify,
 )
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.reference import image_name, reference_problem
+from ansible_collections.airgap.xinference.plugins.module_utils.companions import companions_of
 from ansible_collections.airgap.xinference.plugins.module_utils.server.spec import source_name
 
 from .progress import Progress
@@ -51,6 +52,13 @@ def wanted_models(entries: Iterable[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(name for name in names if name))
 
 
+def wanted_companions(entries: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Names in the bundle of what enabled models need beside themselves, each once."""
+    rows = [entry for entry in entries if isinstance(entry, Mapping)]
+    on = [entry for entry in rows if str(entry.get("enabled", True)).lower() not in OFF]
+    return list(dict.fromkeys(row.name for entry in on for row in companions_of(entry)))
+
+
 def select(
     bundle: Bundle,
     entries: Iterable[Mapping[str, Any]],
@@ -60,9 +68,12 @@ def select(
 ) -> Selection:
     """What a host with these model entries, images (by their names in the engine) and tools needs of a bundle.
 
-    Images and tools are for the backend `docker` only.
+    Companions of models go along where the bundle has them. Images and tools are for the backend `docker` only.
     """
+    entries = list(entries)
     references = [*ALWAYS[backend], *(("models", name) for name in wanted_models(entries))]
+    references += [("models", name) for name in wanted_companions(entries) if bundle.find("models", name)]
+    references = list(dict.fromkeys(references))
     if backend == "docker":
         references += [("tools", name) for name in dict.fromkeys(tools)]
         references += [("images", name) for name in dict.fromkeys(map(_image, images))]

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Callable, Mapping
+from typing import Any, Callable, Iterator, Mapping
 
+from ..companions import Companion, companions_of, not_carried
 from .manifest import name_problem
 from .reference import familiar, reference_problem
 
@@ -25,11 +26,12 @@ class Source:
     wanted_by: list[str] = field(default_factory=list)
 
 
-def gather(models: Mapping[str, Any]) -> tuple[list[Source], list[str]]:
+def gather(models: Mapping[str, Any], companions: bool = True) -> tuple[list[Source], list[str]]:
     """Sources of the enabled models by host, in order of name, and everything that is wrong with them.
 
     Two models may share a source; two different sources under one name are a problem, because the name becomes a
-    directory on the hosts. Models without a source are left out: they name a path of their own.
+    directory on the hosts. Models without a source are left out: they name a path of their own. With `companions`,
+    what the models would download beside themselves is there too; a source somebody gave under its name comes first.
     """
     found: dict[str, Source] = {}
     problems: list[str] = []
@@ -51,7 +53,43 @@ def gather(models: Mapping[str, Any]) -> tuple[list[Source], list[str]]:
                     f"{known.wanted_by[0]}; give one of them another `source.name`"
                 )
             known.wanted_by.append(where)
+    if companions:
+        for where, row in _companions(models):
+            found.setdefault(row.name, _companion_source(row)).wanted_by.append(where)
     return [found[name] for name in sorted(found)], problems
+
+
+def notices(models: Mapping[str, Any]) -> list[str]:
+    """What enabled models will want from the internet although they come from the bundle, one sentence each."""
+    found = {}
+    for host, entry in _carried(models):
+        wants = not_carried(entry)
+        if wants:
+            found[f"{host}: {entry['model_name']} downloads {wants}; the bundle does not carry that."] = None
+    return list(found)
+
+
+def _carried(models: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The enabled entries with a source, with their hosts."""
+    for host, entries in models.items():
+        for entry in _entries(host, entries, []):
+            if entry.get("source") is not None and entry.get("enabled", True) is not False:
+                yield host, entry
+
+
+def _companions(models: Mapping[str, Any]) -> Iterator[tuple[str, Companion]]:
+    """What the models need beside themselves, with who needs it."""
+    for host, entry in _carried(models):
+        for row in companions_of(entry):
+            yield f"{host}: {entry.get('model_uid')}", row
+
+
+def _companion_source(row: Companion) -> Source:
+    """A companion as a source like any other."""
+    if row.modelscope:
+        patterns = {"allow_patterns": list(row.allow_patterns), "ignore_patterns": []}
+        return Source(row.name, {"modelscope": row.modelscope, "revision": DEFAULT_REVISION, **patterns})
+    return Source(row.name, {"url": row.url, "file": row.file, "sha256": row.sha256})
 
 
 def gather_images(images: Mapping[str, Any], servers: Mapping[str, Any]) -> tuple[list[dict[str, str]], list[str]]:

@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
+from ..companions import launch_extras
 from .fields import FIELDS, LAUNCH_ORDER, NOT_HERE, SOURCE_FIELDS, mapping, suggestion, text
 
 # Engines that take a share of the memory that is free when they start. Two of them starting on one GPU at the same
@@ -168,10 +169,13 @@ class _Entry:
         sent = {name: value for name, value in self.values.items() if FIELDS[name].sent and name != "model_uid"}
         if source and self.artifacts_paths is not None:
             sent["model_path"] = self.artifacts_paths[source]
+        options, variables = launch_extras(self.values, self.artifacts_paths or {})
+        if variables:
+            sent["envs"] = {**variables, **sent.get("envs", {})}
         return ModelSpec(
             uid=self.values["model_uid"],
             fields=sent,
-            options=self.values.get("options", {}),
+            options={**options, **self.values.get("options", {})},
             gpu_idx=gpu_idx,
             source=source,
             probe=self.values.get("probe"),
