@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
-from ansible.errors import AnsibleActionFail
+from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
+from ansible.module_utils.common.text.formatters import human_to_bytes
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import Artifact, Bundle, BundleError
@@ -19,14 +21,19 @@ from ansible_collections.airgap.xinference.plugins.plugin_utils.bundles import (
     select,
     verified,
 )
-from ansible_collections.airgap.xinference.plugins.plugin_utils.readiness import (
+from ansible_collections.airgap.xinference.plugins.plugin_utils.findings import (
+    PROBLEM,
     Finding,
     Needs,
+    message,
+    report,
+)
+from ansible_collections.airgap.xinference.plugins.plugin_utils.readiness import (
     judge_host,
     judge_models,
-    report,
     wanted_gpus,
 )
+from ansible_collections.airgap.xinference.plugins.plugin_utils.readiness_system import skew
 
 display = Display()
 
@@ -41,6 +48,14 @@ ARGUMENTS = {
     "address": {"type": "str", "default": "127.0.0.1"},
     "port": {"type": "int", "default": 9997},
     "python": {"type": "str"},
+    "image": {"type": "str", "default": ""},
+    "images": {"type": "list", "elements": "str", "default": []},
+    "tools": {"type": "list", "elements": "str", "default": []},
+    "min_memory": {"type": "str", "default": "0"},
+    "max_clock_skew": {"type": "float", "default": 300},
+    "airgap_addresses": {"type": "list", "elements": "str", "default": []},
+    "airgap_timeout": {"type": "float", "default": 2},
+    "require_airgap": {"type": "bool", "default": False},
     "report_only": {"type": "bool", "default": False},
 }
 
@@ -57,16 +72,20 @@ class ActionModule(ActionBase):
         task_vars = task_vars or {}
         _validation, options = self.validate_argument_spec(argument_spec=ARGUMENTS)
         host = task_vars.get("inventory_hostname", "host")
-        fields = ("root", "address", "port", "gpus", "models", "registrations")
-        needs = Needs(**{field: options[field] for field in fields})
+        fields = ("root", "address", "port", "gpus", "models", "registrations", "backend", "image")
+        limits = ("max_clock_skew", "require_airgap")
+        needs = Needs(
+            **{field: options[field] for field in (*fields, *limits)}, min_memory=human_to_bytes(options["min_memory"])
+        )
         bundle, artifacts, findings = self._look_at_bundle(options, host)
         findings += judge_models(needs, bundle)
         facts = self._look_at_host(options, needs, artifacts, task_vars)
         findings += judge_host(needs, facts, bundle, artifacts) if "place" in facts else [_unusable(facts)]
+        problems = [finding for finding in findings if finding.severity == PROBLEM]
         rows = [finding.row() for finding in findings]
-        if findings and not options["report_only"]:
-            raise AnsibleActionFail(report(host, findings))
-        result.update(changed=False, findings=rows, msg=report(host, findings) if findings else f"{host} is ready")
+        if problems and not options["report_only"]:
+            raise AnsibleActionFail(report(host, problems))
+        result.update(changed=False, findings=rows, ready=not problems, msg=message(rows) or f"{host} is ready")
         return result
 
     def _look_at_bundle(
@@ -77,7 +96,8 @@ class ActionModule(ActionBase):
         try:
             bundle = Bundle.open(bundle_path(options["bundle"]))
             entries = [entry for entry in options["models"] if isinstance(entry, dict)]
-            chosen = select(bundle, entries, options["backend"])
+            images = ([options["image"]] if options["image"] else []) + options["images"]
+            chosen = select(bundle, entries, options["backend"], images, options["tools"])
             damaged, _read = verified(
                 bundle, chosen.artifacts, options["cache_dir"], lambda line: display.display(f"{host}: {line}")
             )
@@ -107,12 +127,29 @@ class ActionModule(ActionBase):
             "python": options["python"] or None,
             "python_tag": wheelhouse.annotations.get(WHEELS_PYTHON) if wheelhouse else None,
             "gpus": bool(wanted_gpus(needs)),
+            "engine": needs.backend == "docker",
+            "addresses": options["airgap_addresses"],
+            "timeout": options["airgap_timeout"],
         }
-        return self._execute_module("airgap.xinference.xinference_host_info", arguments, task_vars=task_vars)
+        before = time.time()
+        try:
+            facts = self._execute_module("airgap.xinference.xinference_host_info", arguments, task_vars=task_vars)
+        except AnsibleConnectionFailure as error:
+            return {"unreachable": True, "msg": str(error)}
+        if "clock" in facts:
+            facts["clock_skew"] = skew(float(facts["clock"]), before, time.time())
+        return facts
 
 
 def _unusable(facts: dict[str, Any]) -> Finding:
-    """The host ran no module at all, most likely for want of a Python."""
+    """The host was not reached, or ran no module at all."""
     text = str(facts.get("msg") or "") + " " + str(facts.get("module_stderr") or facts.get("module_stdout") or "")
+    said = " ".join(text.split())[:400]
+    if facts.get("unreachable"):
+        cure = "switch it on, look at its network, at ansible_host and ansible_user, and at the key or password"
+        return Finding("connection", "a connection to the host", said, cure)
+    if "sudo" in said.lower() or "privilege escalation" in said.lower():
+        cure = "give ansible_become_password (from a vault), or allow sudo without one, or log in as root"
+        return Finding("become", "the rights of the user that ansible_become asks for", said, cure)
     cure = "install Python 3.8 or newer, and name it in ansible_python_interpreter when it is not found by itself"
-    return Finding("python", "a Python for Ansible on the host", " ".join(text.split())[:400], cure)
+    return Finding("python", "a Python for Ansible on the host", said, cure)

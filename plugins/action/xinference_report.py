@@ -1,7 +1,7 @@
 # Copyright: airgap.xinference engineers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Show what verification found on all hosts (documentation: plugins/modules/xinference_report.py)."""
+"""Show one table over all hosts (documentation: plugins/modules/xinference_report.py)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
-from ansible_collections.airgap.xinference.plugins.plugin_utils import report
+from ansible_collections.airgap.xinference.plugins.plugin_utils import findings, report, standing
 
 display = Display()
 
 ARGUMENTS = {
-    "results": {"type": "dict", "required": True},
+    "results": {"type": "dict"},
+    "findings": {"type": "dict"},
+    "standing": {"type": "dict"},
+    "failures": {"type": "dict", "default": {}},
     "path": {"type": "str"},
 }
+KINDS = ("results", "findings", "standing")
 
 
 class ActionModule(ActionBase):
@@ -30,25 +34,39 @@ class ActionModule(ActionBase):
     _requires_connection = False
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Show the table and the settings, write the file, and fail when something did not prove that it works."""
+        """Show the table, write the file, and fail when a verified model did not prove that it works."""
         result = super().run(tmp, task_vars)
-        _validation, options = self.validate_argument_spec(argument_spec=ARGUMENTS)
-        results = {host: health or {} for host, health in options["results"].items()}
-        rows = [row for host, health in results.items() for row in report.rows_of(host, health)]
-        asks_for_key = {health.get("endpoint"): bool(health.get("auth")) for health in results.values()}
-        found = report.Report(rows)
-        content = found.as_dict()
-        lines = report.table(rows)
-        for settings in content["clients"]:
-            lines += ["", *report.client_lines(settings, asks_for_key[settings["endpoint"]])]
+        _validation, options = self.validate_argument_spec(
+            argument_spec=ARGUMENTS, mutually_exclusive=[KINDS], required_one_of=[KINDS]
+        )
+        if options["findings"] is not None:
+            rows = {host: (found or {}).get("findings") or [] for host, found in options["findings"].items()}
+            lines, content, wrong = findings.table(rows), {"findings": rows}, []
+        elif options["standing"] is not None:
+            lines, content, wrong = standing.table(options["standing"]), {"hosts": options["standing"]}, []
+        else:
+            lines, content, wrong = _verified(options["results"], options["failures"])
         if options["path"] and not self._task.check_mode:
             write(Path(options["path"]), content)
             lines += ["", f"The same as JSON: {options['path']}"]
         display.display("\n".join(lines))
         result.update(changed=False, report=content)
-        if found.problems:
-            result.update(failed=True, msg="\n".join(found.problems))
+        if wrong:
+            result.update(failed=True, msg="\n".join(wrong))
         return result
+
+
+def _verified(given: dict[str, Any], failures: dict[str, Any]) -> tuple[list[str], dict[str, Any], list[str]]:
+    """Lines, content and problems of what verification found; `failures` tells of hosts that were left out before."""
+    results = {host: health or {} for host, health in given.items()}
+    rows = [row for host, health in results.items() for row in report.rows_of(host, health, failures.get(host))]
+    asks_for_key = {health.get("endpoint"): bool(health.get("auth")) for health in results.values()}
+    found = report.Report(rows)
+    content = found.as_dict()
+    lines = report.table(rows)
+    for settings in content["clients"]:
+        lines += ["", *report.client_lines(settings, asks_for_key[settings["endpoint"]])]
+    return lines, content, found.problems
 
 
 def write(path: Path, content: dict[str, Any]) -> None:

@@ -39,6 +39,20 @@ options:
     description: Whether to ask C(nvidia-smi) for the GPUs.
     type: bool
     default: false
+  engine:
+    description: Whether to ask the Docker Engine what it is and has.
+    type: bool
+    default: false
+  addresses:
+    description:
+      - Addresses outside of the site, as C(host:port). A TCP connection to each is tried, and nothing is sent.
+    type: list
+    elements: str
+    default: []
+  timeout:
+    description: Seconds for all these connections together.
+    type: float
+    default: 2
 """
 
 EXAMPLES = r"""
@@ -48,6 +62,7 @@ EXAMPLES = r"""
     port: 9997
     python_tag: cp311
     gpus: true
+    addresses: ["pypi.org:443"]
   register: host
 """
 
@@ -84,11 +99,40 @@ gpus:
   description: The GPUs, and why there is no list of them; null when not asked for.
   returned: success
   type: dict
-  sample: {list: [{index: 0, name: NVIDIA L40S, uuid: GPU-6b8d…}], problem: ""}
+  sample: {list: [{driver: 580.65.06, index: 0, name: NVIDIA L40S, uuid: GPU-6b8d…}], problem: ""}
+memory:
+  description: Bytes of memory and swap.
+  returned: success
+  type: dict
+  sample: {available: 515396075520, swap_free: 8589930496, swap_total: 8589930496, total: 540946751488}
+clock:
+  description: Seconds since 1970, as the host believes.
+  returned: success
+  type: float
+  sample: 1795156000.25
+selinux:
+  description: The mode, and whether the file system of the root keeps labels.
+  returned: success
+  type: dict
+  sample: {labels: true, mode: enforcing}
+reached:
+  description: Those of O(addresses) that answered.
+  returned: success
+  type: list
+  elements: str
+engine:
+  description: The engine, its Compose, its ways to GPUs, the layers it has; null when not asked for.
+  returned: success
+  type: dict
+  sample:
+    {client: /usr/bin/docker, compose: {v1: "", v2: 2.26.1}, containerd: false,
+     data: {device: 41, free_bytes: 81604378624, path: /var/lib/docker}, images: [],
+     nvidia: {cdi: [], hook: /usr/bin/nvidia-container-runtime-hook, runtime: true}, problem: "", publishers: [],
+     security: ["name=seccomp,profile=default"], version: 20.10.24}
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.airgap.xinference.plugins.module_utils.host import facts, ports
+from ansible_collections.airgap.xinference.plugins.module_utils.host import engine_facts, facts, ports, system_facts
 
 
 def main() -> None:
@@ -101,6 +145,9 @@ def main() -> None:
             "python": {"type": "str"},
             "python_tag": {"type": "str"},
             "gpus": {"type": "bool", "default": False},
+            "engine": {"type": "bool", "default": False},
+            "addresses": {"type": "list", "elements": "str", "default": []},
+            "timeout": {"type": "float", "default": 2},
         },
         supports_check_mode=True,
     )
@@ -113,6 +160,11 @@ def main() -> None:
         contents=facts.contents(options["root"]),
         listeners=ports.listeners(options["port"], options["address"], options["root"]) if options["port"] else [],
         gpus=facts.gpus() if options["gpus"] else None,
+        memory=system_facts.memory(),
+        clock=system_facts.clock(),
+        selinux=system_facts.selinux(options["root"]),
+        reached=system_facts.reached(options["addresses"], options["timeout"]),
+        engine=engine_facts.look(options["root"], options["port"]) if options["engine"] else None,
     )
 
 

@@ -16,7 +16,11 @@ description:
     with what was wanted, what was found, and what to do.
   - "The bundle: readable, complete, nothing missing, truncated or damaged, with all that the host needs."
   - "The model entries: fields, identifiers, GPUs, and whether their models are in the bundle."
-  - "The host: root directory, disk, port, the Python and machine that the wheels are for, GPUs."
+  - "The host: root directory, disk, port, the Python and machine that the wheels are for, GPUs, memory, swap, clock,
+    and whether it is cut off from the internet."
+  - "For the backend docker: Docker Engine, Compose, the ways to GPUs, the driver that the image's CUDA wants, room for
+    the layers that the engine lacks, SELinux."
+  - A host that cannot be reached is a finding as well.
   - Changes nothing, with or without check mode.
 extends_documentation_fragment:
   - airgap.xinference.attributes
@@ -65,6 +69,43 @@ options:
   python:
     description: The interpreter for the server's environment. Without it one that fits the wheels is looked for.
     type: str
+  image:
+    description: Name of the image the server runs in, for the backend V(docker).
+    type: str
+    default: ""
+  images:
+    description: Names of images the host needs beside that.
+    type: list
+    elements: str
+    default: []
+  tools:
+    description: Names of programs of the bundle the host needs.
+    type: list
+    elements: str
+    default: []
+  min_memory:
+    description: Memory the host must have at least, such as V(64G). More is wanted where the models need more.
+    type: str
+    default: "0"
+  max_clock_skew:
+    description: Seconds by which the clocks of host and controller may differ.
+    type: float
+    default: 300
+  airgap_addresses:
+    description:
+      - Addresses outside of the site, as C(host:port), which the host must not reach. A TCP connection to each is tried
+        and nothing is sent. Without any, nothing is tried.
+    type: list
+    elements: str
+    default: []
+  airgap_timeout:
+    description: Seconds for all these connections together.
+    type: float
+    default: 2
+  require_airgap:
+    description: Whether a host that reaches one of them is refused, and not only reported.
+    type: bool
+    default: false
   report_only:
     description: Return the findings, and do not fail because of them.
     type: bool
@@ -88,8 +129,12 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+ready:
+  description: Whether nothing is in the way.
+  returned: success
+  type: bool
 findings:
-  description: Everything that is in the way, empty when the host is ready. On failure the message has it.
+  description: Everything that was found. On failure the message has what is in the way.
   returned: success
   type: list
   elements: dict
@@ -110,4 +155,8 @@ findings:
       description: What to do.
       type: str
       sample: stop that program, or set xinference_port to a free one
+    severity:
+      description: V(problem) for what is in the way, V(warning) for what is not.
+      type: str
+      sample: problem
 """

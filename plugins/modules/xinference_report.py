@@ -9,20 +9,31 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 ---
 module: xinference_report
-short_description: Show what verification found on all hosts, and how clients reach it
+short_description: Show one table over all hosts
 version_added: "0.1.0"
 description:
-  - Prints one table over all hosts, with a line for every model of their inventories, and below it the settings for an
-    OpenAI-compatible client and for RAGFlow, beside the server and from inside Docker.
+  - With O(results) shows what verification found, a line for every model of the inventories, and below it the settings
+    for an OpenAI-compatible client and for RAGFlow, beside the server and from inside Docker. Fails after that when a
+    model did not prove that it works, a host is missing, or nothing was verified at all.
+  - With O(findings) shows what preflight found on all hosts, each with its cure.
+  - With O(standing) shows what runs where, and since when.
   - Writes the same as JSON to the controller.
-  - Fails after that when a model did not prove that it works, a host is missing, or nothing was verified at all.
-  - Runs on the controller and talks to no host; the role P(airgap.xinference.xinference_verify#role) runs it once for
-    all hosts.
+  - Runs on the controller and talks to no host; roles and playbooks run it once for all hosts.
 options:
   results:
     description: What M(airgap.xinference.xinference_health) returned, by host; empty for a host that was not reached.
     type: dict
-    required: true
+  findings:
+    description: What M(airgap.xinference.xinference_preflight) returned, by host.
+    type: dict
+  standing:
+    description: What M(airgap.xinference.xinference_status) returned, by host; empty for a host that was not reached.
+    type: dict
+  failures:
+    description:
+      - Hosts that were left out before verification, each with the C(step) that failed and C(messages) that say why.
+    type: dict
+    default: {}
   path:
     description: File on the controller to write the report to. Not written in check mode.
     type: str
@@ -47,6 +58,11 @@ EXAMPLES = r"""
       gpu1: "{{ hostvars.gpu1.health }}"
       gpu2: "{{ hostvars.gpu2.health }}"
     path: report.json
+
+- name: Show what is in the way
+  airgap.xinference.xinference_report:
+    findings:
+      gpu1: "{{ hostvars.gpu1.preflight }}"
 """
 
 RETURN = r"""
@@ -57,16 +73,28 @@ report:
   contains:
     verified:
       description: How many models passed their probe.
+      returned: with O(results)
       type: int
     failed:
       description: How many lines of the table are bad.
+      returned: with O(results)
       type: int
     models:
       description: The lines of the table, each with what is wrong with it or was seen as C(detail).
+      returned: with O(results)
       type: list
       elements: dict
     clients:
       description: Settings for the clients of every endpoint.
+      returned: with O(results)
       type: list
       elements: dict
+    findings:
+      description: What preflight found, by host.
+      returned: with O(findings)
+      type: dict
+    hosts:
+      description: What runs, by host.
+      returned: with O(standing)
+      type: dict
 """

@@ -8,51 +8,18 @@ Each function looks at one thing and returns every problem it sees with it, so t
 
 from __future__ import annotations
 
-import zipfile
-from dataclasses import asdict, dataclass
-from typing import Any, Iterable, Mapping, NamedTuple, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import Artifact, Bundle
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.manifest import WHEELS_GLIBC, WHEELS_PLATFORM
-from ansible_collections.airgap.xinference.plugins.module_utils.bundle.places import short
-from ansible_collections.airgap.xinference.plugins.module_utils.bundle.sizes import size_text
-from ansible_collections.airgap.xinference.plugins.module_utils.bundle.transfer import transfer_plan
 from ansible_collections.airgap.xinference.plugins.module_utils.server.spec import SpecError, parse, source_name
 
-from .bundles import LIBRARIES, WHEELHOUSE
-
-BYTECODE = 1.35
-"""An unpacked wheel with its compiled modules, as a multiple of the unpacked wheel (measured with Xinference's own)."""
-SLACK = 64 * 1024**2
-"""Bytes that must stay free for logs, records and the blocks that files round up to."""
-
-Facts = Mapping[str, Any]
-"""What the module xinference_host_info returned."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing in the way: what was looked at, what is wanted, what is there, and what to do. Texts may be empty."""
-
-    check: str
-    wanted: str
-    found: str
-    cure: str
-
-    def row(self) -> dict[str, str]:
-        """The finding as plain data."""
-        return asdict(self)
-
-
-class Needs(NamedTuple):
-    """What a host is to become: see the options of the module xinference_preflight."""
-
-    root: str
-    address: str
-    port: int
-    gpus: Sequence[Any]
-    models: Sequence[Any]
-    registrations: Sequence[str]
+from .bundles import WHEELHOUSE
+from .findings import Facts, Finding, Needs
+from .readiness_disk import judge_disk
+from .readiness_docker import judge_docker
+from .readiness_system import judge_system
 
 
 def judge_models(needs: Needs, bundle: Bundle | None) -> list[Finding]:
@@ -75,9 +42,11 @@ def judge_host(needs: Needs, facts: Facts, bundle: Bundle | None, artifacts: Seq
     return [
         *judge_place(needs, facts),
         *judge_wheels(facts, artifacts),
+        *(judge_docker(needs, facts, bundle, bool(wanted_gpus(needs))) if needs.backend == "docker" else []),
         *(judge_disk(needs, facts, bundle, artifacts) if bundle is not None else []),
         *judge_port(needs, facts),
         *judge_gpus(needs, facts),
+        *judge_system(needs, facts, artifacts),
     ]
 
 
@@ -129,54 +98,30 @@ def judge_wheels(facts: Facts, artifacts: Iterable[Artifact]) -> list[Finding]:
     return findings
 
 
-def judge_disk(needs: Needs, facts: Facts, bundle: Bundle, artifacts: Sequence[Artifact]) -> list[Finding]:
-    """Whether there is room for the blobs that will be sent and for what will be unpacked from them."""
-    contents = facts["contents"]
-    wanted = Bundle(bundle.root, list(artifacts)).blobs
-    present = [digest for digest, size in wanted.items() if contents["blobs"].get(digest) == size]
-    sent = sum(step.travels for step in transfer_plan(wanted, present, contents["partial"]))
-    unpacked = 0
-    for reference, directories in ((WHEELHOUSE, contents["venvs"]), (LIBRARIES, contents["lib"])):
-        artifact = _find(artifacts, reference)
-        if artifact is not None and short(artifact.digest) not in directories:
-            unpacked += round(unpacked_size(bundle, artifact) * BYTECODE)
-    needed, free = sent + unpacked + SLACK if sent + unpacked else 0, facts["place"]["free_bytes"]
-    if needed <= free:
-        return []
-    return [
-        Finding(
-            "disk",
-            f"{size_text(needed)} for {needs.root} ({size_text(sent)} to send, {size_text(unpacked)} to unpack)",
-            f"{size_text(free)} free in {facts['place']['existing']}",
-            f"free {size_text(needed - free)} there, or choose an xinference_root on a larger disk",
-        )
-    ]
-
-
-def unpacked_size(bundle: Bundle, artifact: Artifact) -> int:
-    """Bytes of the files in the wheels of an artifact, from their tables of contents; a damaged one counts as is."""
-    total = 0
-    for file in artifact.files:
-        try:
-            with zipfile.ZipFile(bundle.blob_path(file.digest)) as archive:
-                total += sum(member.file_size for member in archive.infolist())
-        except (OSError, zipfile.BadZipFile):
-            total += file.size
-    return total
-
-
 def judge_port(needs: Needs, facts: Facts) -> list[Finding]:
-    """Whether another program listens where the server shall."""
-    return [
-        Finding(
-            "port",
-            f"{needs.address}:{needs.port} free for the server",
-            f"{_program(entry)} listens on {entry['address']}:{needs.port}",
-            "stop that program, or set xinference_port to a free one",
-        )
-        for entry in facts["listeners"]
-        if not entry["ours"]
+    """Whether another program listens where the server shall, or another container has the port."""
+    publishers = (facts.get("engine") or {}).get("publishers") or []
+    ours = any(container["ours"] for container in publishers)
+    taken = [
+        f"the container {one['name']} ({one['image']}) publishes port {needs.port}"
+        for one in publishers
+        if not one["ours"]
     ]
+    taken += [
+        f"{_program(entry)} listens on {entry['address']}:{needs.port}"
+        for entry in facts["listeners"]
+        if not entry["ours"] and not (publishers and _forwards(entry, bool(ours)))
+    ]
+    cure = "stop that program, or set xinference_port to a free one"
+    wanted = f"{needs.address}:{needs.port} free for the server"
+    return [Finding("port", wanted, found, cure) for found in taken]
+
+
+def _forwards(entry: Mapping[str, Any], ours: bool) -> bool:
+    """Whether a listener only passes on to a container, which then is judged itself. Only root sees who listens."""
+    if entry["pid"] is None:
+        return ours and entry["user"] in ("root", "0")
+    return "docker-proxy" in str(entry["program"]).split(" ")[0]
 
 
 def wanted_gpus(needs: Needs) -> list[str]:
@@ -202,21 +147,6 @@ def judge_gpus(needs: Needs, facts: Facts) -> list[Finding]:
     found = facts["gpus"]["problem"] or f"the host has {listed}"
     cure = "correct xinference_gpus and the models' gpus, or look with nvidia-smi -L why the GPU is gone"
     return [Finding("gpu", f"GPU {', '.join(absent)}, named in the inventory", found, cure)]
-
-
-def report(host: str, findings: Sequence[Finding]) -> str:
-    """All findings of a host as one message."""
-    count = "1 problem" if len(findings) == 1 else f"{len(findings)} problems"
-    lines = [f"{host} is not ready: {count}. Nothing was changed."]
-    for number, finding in enumerate(findings, 1):
-        details = [("wanted", finding.wanted), ("found", finding.found), ("cure", finding.cure)]
-        told = [(label, text) for label, text in details if text]
-        if len(told) == 1:
-            lines.append(f"{number:>3}. {finding.check}: {told[0][1]}")
-            continue
-        lines.append(f"{number:>3}. {finding.check}")
-        lines += [f"       {label + ':':<8}{text}" for label, text in told]
-    return "\n".join(lines)
 
 
 def _find(artifacts: Iterable[Artifact], reference: tuple[str, str]) -> Artifact | None:

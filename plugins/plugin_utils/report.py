@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from .table import draw
+
 COLUMNS = ("host", "model", "type", "state", "latency", "endpoint")
 ONLY_LOOPBACK = (
     "(containers do not reach a server that listens on loopback: set xinference_host to the address of",
@@ -87,12 +89,17 @@ class Report:
         return groups
 
 
-def rows_of(host: str, health: Mapping[str, Any]) -> list[Row]:
+def rows_of(host: str, health: Mapping[str, Any], failure: Mapping[str, Any] | None = None) -> list[Row]:
     """The rows of one host: one for each model that has to serve there.
 
-    `health` is the result of the module `xinference_health` there; empty when the host was not reached.
+    `health` is the result of the module `xinference_health` there; empty when the host was not reached. `failure` says
+    at which `step` it was left out, and why (`messages`).
     """
     endpoint = str(health.get("endpoint") or "-")
+    if failure:
+        told = [str(text).strip() for text in failure.get("messages") or []]
+        why = "\n".join(dict.fromkeys(text for text in told if text)) or "no reason was given"
+        return [Row(host, "-", "-", f"failed: {failure.get('step') or 'a step'}", None, endpoint, why)]
     if not health.get("reachable"):
         why = " ".join(health.get("problems") or ["it was not reached, or an earlier step failed there"])
         return [Row(host, "-", "-", "not verified", None, endpoint, why)]
@@ -121,15 +128,8 @@ def latency(seconds: float | None) -> str:
 
 
 def table(rows: Sequence[Row]) -> list[str]:
-    """The rows as lines, each column as wide as its widest text; what is wrong or seen stands under its row."""
-    lines = [tuple(column.upper() for column in COLUMNS), *(row.cells() for row in rows)]
-    widths = [max(len(line[index]) for line in lines) for index in range(len(COLUMNS))]
-    drawn = ["  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip() for line in lines]
-    shown = [drawn[0]]
-    for row, line in zip(rows, drawn[1:]):
-        shown.append(line)
-        shown.extend(f"  {part}" for part in row.detail.splitlines() if row.bad)
-    return shown
+    """The rows as lines; what is wrong or seen stands under its row."""
+    return draw(COLUMNS, [(row.cells(), row.detail.splitlines() if row.bad else ()) for row in rows])
 
 
 def client_settings(endpoint: str, rows: Sequence[Row]) -> dict[str, Any]:

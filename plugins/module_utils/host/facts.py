@@ -17,7 +17,6 @@ from typing import Any
 from .venv import VenvError, choose_python, complete
 
 _HEX = re.compile(r"[0-9a-f]{64}\Z")
-_GPU = re.compile(r"GPU (\d+): (.*?) \(UUID: ([^)]+)\)")
 
 
 def machine() -> dict[str, Any]:
@@ -60,6 +59,7 @@ def place(root: str) -> dict[str, Any]:
         "writable": os.access(str(directory), os.W_OK | os.X_OK),
         "read_only": bool(volume.f_flag & os.ST_RDONLY),
         "noexec": bool(volume.f_flag & os.ST_NOEXEC),
+        "device": status.st_dev,
         "free_bytes": volume.f_bavail * volume.f_frsize,
     }
 
@@ -76,19 +76,23 @@ def contents(root: str) -> dict[str, Any]:
 
 
 def gpus() -> dict[str, Any]:
-    """The GPUs `nvidia-smi -L` lists, with index, name and uuid; `problem` says why there is no list."""
+    """The GPUs `nvidia-smi` lists: index, name, uuid, driver; `problem` says why there is no list."""
     command = shutil.which("nvidia-smi")
     if command is None:
         return {"list": [], "problem": "there is no nvidia-smi on the PATH"}
+    question = [command, "--query-gpu=index,uuid,driver_version,name", "--format=csv,noheader"]
     try:
-        answer = subprocess.run(
-            [command, "-L"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60, check=False
-        )
+        answer = subprocess.run(question, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60, check=False)
     except (OSError, subprocess.SubprocessError) as error:
         return {"list": [], "problem": f"nvidia-smi cannot be run: {error}"}
     text = answer.stdout.decode("utf-8", "replace")
-    found = [{"index": int(number), "name": name, "uuid": uuid} for number, name, uuid in _GPU.findall(text)]
-    problem = f"nvidia-smi -L ended with status {answer.returncode}: {text.strip()}" if answer.returncode else ""
+    rows = [[part.strip() for part in line.split(",", 3)] for line in text.splitlines()]
+    found = [
+        {"index": int(row[0]), "name": row[3], "uuid": row[1], "driver": row[2]}
+        for row in rows
+        if len(row) == 4 and row[0].isdigit()
+    ]
+    problem = f"nvidia-smi ended with status {answer.returncode}: {text.strip()}" if answer.returncode else ""
     return {"list": found, "problem": problem}
 
 

@@ -17,20 +17,17 @@ from ansible_collections.airgap.xinference.plugins.module_utils.bundle.manifest 
     WHEELS_PYTHON,
 )
 from ansible_collections.airgap.xinference.plugins.plugin_utils import bundles
+from ansible_collections.airgap.xinference.plugins.plugin_utils.findings import Finding, Needs, report
 from ansible_collections.airgap.xinference.plugins.plugin_utils.readiness import (
-    SLACK,
-    Finding,
-    Needs,
-    judge_disk,
     judge_gpus,
     judge_host,
     judge_models,
     judge_place,
     judge_port,
     judge_wheels,
-    report,
     wanted_gpus,
 )
+from ansible_collections.airgap.xinference.plugins.plugin_utils.readiness_disk import SLACK, judge_disk
 
 ENTRY = {
     "model_uid": "minilm",
@@ -65,10 +62,17 @@ def facts(**values):
             "read_only": False,
             "noexec": False,
             "free_bytes": 10**12,
+            "device": 1,
         },
         "contents": {"blobs": {}, "partial": {}, "venvs": [], "lib": []},
         "listeners": [],
         "gpus": None,
+        "memory": {"total": 64 * 2**30, "available": 60 * 2**30, "swap_total": 0, "swap_free": 0},
+        "clock": 0.0,
+        "clock_skew": 0.0,
+        "selinux": {"mode": "disabled", "labels": True},
+        "reached": [],
+        "engine": None,
         "python": {"path": "/usr/bin/python3.11", "problem": ""},
     }
     for name, value in values.items():

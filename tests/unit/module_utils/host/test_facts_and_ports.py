@@ -142,11 +142,11 @@ def simulated_nvidia_smi(directory, text, status=0):
 
 def test_gpus_are_read_from_nvidia_smi(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    simulated_nvidia_smi(tmp_path, "GPU 0: NVIDIA L40S (UUID: GPU-a-b)\n  MIG 1g\nGPU 1: NVIDIA L4 (UUID: GPU-c)")
+    simulated_nvidia_smi(tmp_path, "0, GPU-a-b, 580.65.06, NVIDIA L40S\n1, GPU-c, 580.65.06, NVIDIA L4, odd")
     assert facts.gpus() == {
         "list": [
-            {"index": 0, "name": "NVIDIA L40S", "uuid": "GPU-a-b"},
-            {"index": 1, "name": "NVIDIA L4", "uuid": "GPU-c"},
+            {"index": 0, "name": "NVIDIA L40S", "uuid": "GPU-a-b", "driver": "580.65.06"},
+            {"index": 1, "name": "NVIDIA L4, odd", "uuid": "GPU-c", "driver": "580.65.06"},
         ],
         "problem": "",
     }
