@@ -107,7 +107,7 @@ SETTINGS: Tuple[Tuple[str, Tuple[str, ...], Dict[str, Any]], ...] = (("audio", F
 
 NOT_CARRIED = {
     "MeloTTS-*": "NLTK data and several BERT tokenizers from Hugging Face (audio/melotts.py, thirdparty/melo/text)",
-    "IndexTTS*": "four small models, taken from a directory `options.small_models_dir` if there is one (audio/indextts2.py)",
+    "IndexTTS*": "four small models, or `options.small_models_dir` with all of them (audio/indextts2.py)",
     "Confucius4-TTS": "w2v-bert-2.0, CAMPPlus and BigVGAN from a hub (audio/confucius4_tts.py)",
     "YuE2-3B": "its VAE from a hub (audio/yue2.py)",
 }
