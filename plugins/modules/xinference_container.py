@@ -13,8 +13,8 @@ short_description: Wait for the server's container and look from inside for its 
 version_added: "0.1.0"
 description:
   - Waits until the container of the release in force is healthy and its server answers on the host.
-  - When it ends, is started again by the engine, becomes unhealthy or does not answer in time, the module fails with the
-    end of its log, and with the cause and the cure where they are known.
+  - When it ends, is started again by the engine, becomes unhealthy or does not answer in time, the module fails with
+    the end of its log, and with the cause and the cure where they are known.
   - Then looks from inside for the GPUs that the container was given. A running container can lose them, for example by
     C(systemctl daemon-reload), and nothing else shows it until a model fails.
   - Changes nothing.

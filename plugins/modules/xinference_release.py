@@ -72,8 +72,8 @@ options:
         default: xinference
       image:
         description:
-          - The image, by its name in the engine or in the bundle. It must have been shipped; the project names it by its
-            id, so that no other image is ever run under that name.
+          - The image, by its name in the engine or in the bundle. It must have been shipped; the project names it by
+            its id, so that no other image is ever run under that name.
           - Empty means the only one that was shipped.
         type: str
         default: ""
@@ -116,9 +116,10 @@ options:
         required: true
       engines:
         description:
-          - Where a launch gets packages of an engine that the image lacks. V(image) means nowhere, nothing is installed.
-          - V(wheels) is the artifact C(wheels/engines) of the bundle, for Xinference 4.0 and later. V(index) is an image
-            that serves an index, O(container.index_image). V(bundle) is whichever suits the version of the server.
+          - Where a launch gets packages of an engine that the image lacks. V(image) means nowhere, and nothing is
+            installed.
+          - V(wheels) is the artifact C(wheels/engines) of the bundle, for Xinference 4.0 and later. V(index) is an
+            image that serves an index, O(container.index_image). V(bundle) is whichever suits the server's version.
         type: str
         choices: [image, bundle, wheels, index]
         default: image
@@ -348,7 +349,9 @@ def native(module: AnsibleModule, root: Path) -> Dict[str, release.Entry]:
     service = dict(module.params["service"])
     variables = {**service["environment"], **module.params["secrets"]}
     service["environment"] = {name: str(value) for name, value in variables.items()}
-    return definition.files(root, service, module.params["models"], shipped(root))
+    numbers = service["environment"].get("CUDA_VISIBLE_DEVICES", "").split(",")
+    gpus = gpus_of([number for number in numbers if number.isdigit()])
+    return definition.files(root, service, module.params["models"], shipped(root), gpus)
 
 
 def container(module: AnsibleModule, root: Path) -> Dict[str, release.Entry]:

@@ -108,7 +108,7 @@ def judge(seen: Mapping[str, Any], restarts: int) -> str:
 
 
 def health(seen: Mapping[str, Any]) -> str:
-    """What the engine says of a container: healthy, unhealthy, starting; none without a check; or that it is stopped."""
+    """What the engine says of a container: healthy, unhealthy, starting, none without a check; else why it does not run."""
     state = seen["State"]
     if not state.get("Running"):
         return str(state["Status"])
@@ -150,8 +150,8 @@ def compare(given: Sequence[Sequence[str]], seen: Optional[List[str]], count: Op
         )
     elif count is not None and count < len(given):
         found.problem = (
-            f"The server counts {count} of its {len(given)} GPUs, though the container has them. The driver of the host "
-            "may be too old for the CUDA of the image, or CUDA_VISIBLE_DEVICES hides some."
+            f"The server counts {count} of its {len(given)} GPUs, though the container has them. The driver of the "
+            "host may be too old for the CUDA of the image, or CUDA_VISIBLE_DEVICES hides some."
         )
     return found
 

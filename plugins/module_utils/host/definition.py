@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Dict, Mapping, Sequence
 
 from . import native_ctl, native_run
+from .gpus import Given
 from .release import Entry
 
 PRIVATE = 0o400
@@ -18,18 +19,26 @@ PROGRAM = 0o555
 
 
 def files(
-    root: Path, service: Mapping[str, Any], models: Sequence[Any], artifacts: Mapping[str, Any]
+    root: Path,
+    service: Mapping[str, Any],
+    models: Sequence[Any],
+    artifacts: Mapping[str, Any],
+    gpus: Sequence[Given] = (),
 ) -> Dict[str, Entry]:
     """Everything a release of the native backend holds.
 
     `service` is the definition of the server (`name`, `manager`, `command`, `environment`, `directory`, `host`, `port`,
-    `stop_timeout`), `models` the desired set, `artifacts` what shipping put on the host.
+    `stop_timeout`), `models` the desired set, `artifacts` what shipping put on the host, `gpus` what the server may use.
     """
     python = shlex.quote(str(service["command"][0]))
     here = shlex.quote(str(root / "current" / "bin"))
     control = f'exec {python} -E -s {here}/native_ctl.py --root {shlex.quote(str(root))} "$@"'
     return {
         "service.json": Entry(json_text(service), PRIVATE),
+        # A server that is told by CUDA_VISIBLE_DEVICES what to use keeps the numbers of the host.
+        "server.json": Entry(
+            json_text({"backend": "native", "gpus": [{"index": gpu.index, "names": gpu.names} for gpu in gpus]})
+        ),
         "models.json": Entry(json_text(list(models)), PRIVATE),
         "artifacts.json": Entry(json_text(artifacts)),
         "bin/native_run.py": Entry(_source(native_run)),
@@ -49,6 +58,7 @@ _DEFINING = (native_run.SERVICE, native_run.RUNNER)
 
 
 def json_text(content: Any) -> str:
+    """Content as a file of a release has it."""
     return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 

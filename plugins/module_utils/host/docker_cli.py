@@ -43,8 +43,7 @@ class Docker:
             done = subprocess.run(
                 [*self._client, *arguments],
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
+                capture_output=True,
                 timeout=timeout,
                 check=False,
                 env={**os.environ, "LC_ALL": "C.UTF-8"},

@@ -172,7 +172,7 @@ def server_from(
 
 
 def environment_of(container: Mapping[str, Any], source: Engines, secrets: Mapping[str, Any]) -> Dict[str, Any]:
-    """The environment of the server: the collection's, that of the engines' source over it, the inventory's over all."""
+    """The whole environment: the collection's, that of the source of engines over it, the inventory's over all."""
     together = {**container["environment"], **source.environment, **container["overrides"], **secrets}
     return {name: value for name, value in together.items() if value is not None}
 

@@ -21,6 +21,7 @@ from .plan import Step, plan
 from .record import Record, lock
 from .running import look
 from .spec import ModelSpec, parse
+from .view import View
 
 LOCK_WAIT = 600.0
 
@@ -90,9 +91,11 @@ def specs_from(
     """Specifications of the entries, with the paths that their sources have on this host.
 
     Where the host has the file that shipping leaves, a model must come from the bundle, from a given path, or from a
-    registration of the server. Raises SpecError with every problem.
+    registration of the server. Paths and GPUs are those that the server sees: what the release in force says about
+    that comes before `server_gpus`. Raises SpecError with every problem.
     """
-    paths = shipped_paths(root)
+    view = View.load(root)
+    paths = shipped_paths(root, view)
     rows = [entry for entry in entries if isinstance(entry, Mapping)]
     if paths is None and any(entry.get("source") for entry in rows):
         paths = {}
@@ -101,16 +104,20 @@ def specs_from(
         pathless = [entry for entry in rows if not entry.get("source") and not entry.get("model_path")]
         for kind in sorted({str(entry.get("model_type") or "LLM") for entry in pathless}):
             registrations += _custom_names(client, kind)
-    return parse(entries, server_gpus, paths, registrations)
+    return parse(entries, server_gpus if view.gpus is None else view.gpus, paths, registrations)
 
 
-def shipped_paths(root: Union[str, Path]) -> Optional[Dict[str, str]]:
-    """Where the models of the bundle are on this host, by name; None when nothing was ever shipped here."""
+def shipped_paths(root: Union[str, Path], view: Optional[View] = None) -> Optional[Dict[str, str]]:
+    """Where the server finds the models of the bundle, by name; None when nothing was ever shipped here.
+
+    Without a `view` these are their paths on this host.
+    """
     try:
         text = (Path(root) / "state" / "artifacts.json").read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
-    return {name: str(artifact["path"]) for name, artifact in json.loads(text).get("models", {}).items()}
+    found = {name: str(artifact["path"]) for name, artifact in json.loads(text).get("models", {}).items()}
+    return {name: view.path(path) for name, path in found.items()} if view else found
 
 
 def _custom_names(client: Client, kind: str) -> List[str]:

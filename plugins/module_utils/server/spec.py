@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
 
 from ..companions import launch_extras
 from .fields import FIELDS, LAUNCH_ORDER, NOT_HERE, SOURCE_FIELDS, mapping, suggestion, text
@@ -95,14 +95,14 @@ def source_name(entry: Mapping[str, Any]) -> Optional[str]:
 
 def parse(
     entries: Sequence[Mapping[str, Any]],
-    server_gpus: Sequence[Any] = (),
+    server_gpus: Union[Sequence[Any], Mapping[str, int]] = (),
     artifacts_paths: Optional[Mapping[str, str]] = None,
     registrations: Iterable[str] = (),
 ) -> List[ModelSpec]:
     """Check all `entries` and return the enabled ones as specifications, in their order.
 
     `server_gpus` are the host GPUs given to the server, indexes or UUIDs; the place of a GPU in that list is the
-    index the server sees. `artifacts_paths` maps the names of models of the bundle to their directories on the
+    index the server sees, unless they are a mapping of names to such indexes. `artifacts_paths` maps the names of models of the bundle to their directories on the
     host; None leaves out every check of sources and paths. `registrations` are names of custom models whose
     definition carries its own path.
 
@@ -111,13 +111,15 @@ def parse(
     problems: List[str] = []
     specs: List[ModelSpec] = []
     seen: Dict[str, int] = {}
+    if not isinstance(server_gpus, Mapping):
+        server_gpus = {str(gpu).strip(): place for place, gpu in enumerate(server_gpus)}
     if not isinstance(entries, (list, tuple)):
         raise SpecError(["The list of models is not a list; write one entry, beginning with `- model_uid:`, a model"])
     for number, entry in enumerate(entries, 1):
         if not isinstance(entry, Mapping):
             problems.append(f"Entry {number} is not a dictionary of launch fields")
             continue
-        known = _Entry(number, entry, [str(gpu).strip() for gpu in server_gpus], artifacts_paths, set(registrations))
+        known = _Entry(number, entry, server_gpus, artifacts_paths, set(registrations))
         spec = known.spec()
         problems.extend(known.problems)
         if known.values.get("enabled") is False:
@@ -141,7 +143,7 @@ class _Entry:
         self,
         number: int,
         entry: Mapping[str, Any],
-        server_gpus: List[str],
+        server_gpus: Mapping[str, int],
         artifacts_paths: Optional[Mapping[str, str]],
         registrations: set,
     ) -> None:
@@ -215,13 +217,13 @@ class _Entry:
 
     def _gpu_idx(self) -> Tuple[int, ...]:
         wanted = self.values.get("gpus", [])
-        places = {gpu.lower(): place for place, gpu in enumerate(self.server_gpus)}
+        places = {gpu.lower(): place for gpu, place in self.server_gpus.items()}
         outside = [gpu for gpu in wanted if gpu.lower() not in places]
         if outside:
             has = f"has {', '.join(self.server_gpus)}" if self.server_gpus else "has none (xinference_gpus is empty)"
             self.problem(f"GPU {', '.join(outside)} is not one of the server's; it {has}")
             return ()
-        if len(set(wanted)) != len(wanted):
+        if len({places[gpu.lower()] for gpu in wanted}) != len(wanted):
             self.problem(f"gpus names a GPU twice: {', '.join(wanted)}")
         if wanted and "n_gpu" in self.values and self.values["n_gpu"] not in ("auto", len(wanted)):
             self.problem(f"gpus names {len(wanted)} and n_gpu says {self.values['n_gpu']}; leave n_gpu out")
