@@ -26,7 +26,8 @@ def rows_of(host: str, found: Mapping[str, Any], now: float) -> list[Row]:
     server = found.get("server") or {}
     if not server:
         why = str(found.get("msg") or "it was not reached")
-        return [((host, "-", "-", "-", "-", "not known", "-"), why.splitlines())]
+        state = "unreachable" if found.get("unreachable") or not found else "failed"
+        return [((host, "-", "-", "-", "-", state, "-"), why.splitlines())]
     gpus = " ".join(str(gpu) for gpu in server.get("gpus") or []) or "none"
     known = (host, server.get("release") or "-", server.get("runs") or "-", gpus)
     rows: list[Row] = [
