@@ -69,6 +69,13 @@ options:
     type: list
     elements: str
     default: []
+  engines:
+    description:
+      - Where launches get packages of engines that the image lacks. With V(wheels) those of the bundle are sent, with
+        V(bundle) if it has any. Used with the backend V(docker).
+    type: str
+    choices: [image, bundle, wheels, index]
+    default: image
   docker_host:
     description:
       - Address of the engine, as seen from the host. By default what E(DOCKER_HOST) says there, else its socket.

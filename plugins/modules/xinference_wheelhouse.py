@@ -46,9 +46,22 @@ options:
     type: bool
     default: false
   python:
-    description: The Python that runs pip, and for which the wheels are unless O(portable).
+    description: The Python that runs pip, and for which the wheels are unless something else is said.
     type: str
     default: python3
+  target_version:
+    description:
+      - Collect for this version of CPython, such as V(3.12), and not for O(python).
+      - Nothing is built then, so everything must have a wheel.
+    type: str
+    default: ""
+  target_platform:
+    description:
+      - Collect for this platform, such as V(manylinux_2_28_x86_64), with everything for older C libraries, and not for
+        the platform of O(python).
+      - Nothing is built then, so everything must have a wheel.
+    type: str
+    default: ""
 extends_documentation_fragment:
   - airgap.xinference.attributes
 attributes:
@@ -75,6 +88,13 @@ EXAMPLES = r"""
       - sentence-transformers
     exclude:
       - torchvision
+
+- name: Collect an engine for the Python of an image
+  airgap.xinference.xinference_wheelhouse:
+    path: /srv/engines
+    requirements: [vllm==0.19.0]
+    target_version: "3.12"
+    target_platform: manylinux_2_35_x86_64
 """
 
 RETURN = r"""
@@ -138,7 +158,10 @@ def main() -> None:
             "exclude": {"type": "list", "elements": "str", "default": []},
             "portable": {"type": "bool", "default": False},
             "python": {"type": "str", "default": "python3"},
+            "target_version": {"type": "str", "default": ""},
+            "target_platform": {"type": "str", "default": ""},
         },
+        mutually_exclusive=[("portable", "target_version"), ("portable", "target_platform")],
         supports_check_mode=True,
     )
     with failing(module, BundleError):
@@ -150,7 +173,12 @@ def _run(module: AnsibleModule) -> dict:
     params = module.params
     directory = Path(params["path"])
     order = Order(
-        tuple(params["requirements"]), tuple(params["constraints"]), tuple(params["exclude"]), params["portable"]
+        tuple(params["requirements"]),
+        tuple(params["constraints"]),
+        tuple(params["exclude"]),
+        params["portable"],
+        params["target_version"],
+        params["target_platform"],
     )
 
     def run(command: list) -> tuple:
@@ -167,7 +195,7 @@ def _run(module: AnsibleModule) -> dict:
         if changed and module.check_mode:
             return {"changed": True, "directory": params["path"], "annotations": facts_of([], order, interpreter)}
         if changed:
-            collect(directory, order, pip_of(params["python"], sys.executable, run), key, run)
+            collect(directory, order, pip_of(params["python"], sys.executable, run), key, run, interpreter)
     except OSError as error:
         raise BundleError(f"Collecting wheels with {params['python']} into {directory}: {error}") from error
     wheels = wheels_in(directory)

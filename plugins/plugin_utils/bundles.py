@@ -27,6 +27,7 @@ from .progress import Progress
 
 LIBRARIES = ("wheels", "host")
 WHEELHOUSE = ("wheels", "server")
+ENGINES = ("wheels", "engines")
 ALWAYS = {"native": (LIBRARIES, WHEELHOUSE), "docker": (LIBRARIES,)}
 """What a host needs beside its models, by backend."""
 OFF = ("false", "no", "off", "n", "f", "0")
@@ -65,16 +66,20 @@ def select(
     backend: str,
     images: Iterable[str] = (),
     tools: Iterable[str] = (),
+    engines: str = "image",
 ) -> Selection:
     """What a host with these model entries, images (by their names in the engine) and tools needs of a bundle.
 
-    Companions of models go along where the bundle has them. Images and tools are for the backend `docker` only.
+    Companions of models go along where the bundle has them. Images, tools and wheels of engines are for the backend
+    `docker` only; the wheels have to be there where `engines` is `wheels`, and go along where it is `bundle`.
     """
     entries = list(entries)
     references = [*ALWAYS[backend], *(("models", name) for name in wanted_models(entries))]
     references += [("models", name) for name in wanted_companions(entries) if bundle.find("models", name)]
     references = list(dict.fromkeys(references))
     if backend == "docker":
+        if engines == "wheels" or (engines == "bundle" and bundle.find(*ENGINES)):
+            references.append(ENGINES)
         references += [("tools", name) for name in dict.fromkeys(tools)]
         references += [("images", name) for name in dict.fromkeys(map(_image, images))]
     artifacts, absent = [], []

@@ -38,17 +38,31 @@ class Order:
     """What is asked of pip: requirement lines, constraint lines, names to leave out of the result.
 
     With `portable` only pure-Python wheels are taken, good for every Python from OLDEST on; all of them must then be
-    listed, because nothing is resolved.
+    listed, because nothing is resolved. With `version` (such as 3.12) and `platform` (such as manylinux_2_28_x86_64)
+    wheels are taken for another Python than the one that runs pip; nothing is built then.
     """
 
     requirements: tuple[str, ...]
     constraints: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     portable: bool = False
+    version: str = ""
+    platform: str = ""
+
+    @property
+    def foreign(self) -> bool:
+        """Whether the wheels are for another Python than the one that runs pip."""
+        return bool(self.version or self.platform)
+
+    def target(self, interpreter: dict[str, str]) -> dict[str, str]:
+        """Tag and platform of the Python that the wheels are for."""
+        tag = "cp" + self.version.replace(".", "") if self.version else interpreter["tag"]
+        return {"tag": tag, "platform": self.platform or interpreter["platform"]}
 
     def key(self, interpreter: dict[str, str]) -> str:
         """Changes when other wheels would have to be collected."""
-        content = {**asdict(self), "tag": interpreter["tag"], "platform": interpreter["platform"]}
+        content = {**asdict(self), **self.target(interpreter)}
+        del content["version"]
         if self.portable:
             content["tag"] = content["platform"] = "any"
         return hash_bytes(json.dumps(content, sort_keys=True).encode())
@@ -114,7 +128,9 @@ def up_to_date(directory: Path, key: str) -> bool:
         return False
 
 
-def collect(directory: Path, order: Order, pip: list[str], key: str, run: Run) -> None:
+def collect(
+    directory: Path, order: Order, pip: list[str], key: str, run: Run, interpreter: dict[str, str] | None = None
+) -> None:
     """Have `pip` (a command) collect the wheels beside `directory`, check them, and put them in its place in one step.
 
     Raises BundleError with the end of what pip said, or with every file that is not a wheel that was asked for.
@@ -124,7 +140,7 @@ def collect(directory: Path, order: Order, pip: list[str], key: str, run: Run) -
     fresh.mkdir(parents=True)
     listed = _write_lines(fresh.with_suffix(".requirements"), order.requirements)
     constrained = _write_lines(fresh.with_suffix(".constraints"), order.constraints)
-    code, out, err = run(pip_command(pip, order, listed, constrained, fresh))
+    code, out, err = run(pip_command(pip, order, listed, constrained, fresh, interpreter or {}))
     if code != 0:
         lines = [line.strip() for line in (out + "\n" + err).splitlines() if line.strip()]
         raise BundleError(
@@ -147,7 +163,22 @@ def collect(directory: Path, order: Order, pip: list[str], key: str, run: Run) -
     write_atomically(_note(directory), json.dumps(content, indent=1).encode() + b"\n")
 
 
-def pip_command(pip: list[str], order: Order, requirements: Path, constraints: Path, target: Path) -> list[str]:
+def platform_tags(platform: str) -> list[str]:
+    """The platform and all older ones whose wheels run on it too, newest first. pip wants every one of them named."""
+    match = _MANYLINUX.match(platform)
+    if not match:
+        return [platform]
+    machine = platform[match.end() :]
+    tags = []
+    for minor in range(int(match.group(1)), 4, -1):
+        tags.append(f"manylinux_2_{minor}_{machine}")
+        tags += [f"{name}_{machine}" for name, old in _LEGACY_MANYLINUX.items() if old == minor]
+    return [*tags, f"linux_{machine}"]
+
+
+def pip_command(
+    pip: list[str], order: Order, requirements: Path, constraints: Path, target: Path, interpreter: dict[str, str]
+) -> list[str]:
     """The command line: which index to use is left to pip's own configuration.
 
     What has no wheel is built in isolation, because an old pip would otherwise want the package `wheel` installed.
@@ -156,6 +187,14 @@ def pip_command(pip: list[str], order: Order, requirements: Path, constraints: P
     if order.portable:
         tags = ["--platform", "any", "--implementation", "py", "--abi", "none", "--python-version", OLDEST]
         return [*pip, "download", *common, "--no-deps", "--only-binary=:all:", *tags, "--dest", str(target)]
+    if order.foreign:
+        where = order.target(interpreter)
+        tags = ["--implementation", "cp", "--python-version", where["tag"][2:], "--abi", where["tag"]]
+        tags += ["--abi", "abi3", "--abi", "none"]
+        for platform in platform_tags(where["platform"]):
+            tags += ["--platform", platform]
+        constrained = ["--constraint", str(constraints)]
+        return [*pip, "download", *common, "--only-binary=:all:", *tags, *constrained, "--dest", str(target)]
     return [*pip, "wheel", *common, "--use-pep517", "--constraint", str(constraints), "--wheel-dir", str(target)]
 
 
@@ -187,7 +226,8 @@ def facts_of(wheels: Iterable[Wheel], order: Order, interpreter: dict[str, str])
     wheels = list(wheels)
     if order.portable:
         return {WHEELS_PYTHON: "py3", WHEELS_REQUIRES: OLDEST, WHEELS_PLATFORM: "any"}
-    facts = {WHEELS_PYTHON: interpreter["tag"], WHEELS_PLATFORM: interpreter["platform"]}
+    where = order.target(interpreter)
+    facts = {WHEELS_PYTHON: where["tag"], WHEELS_PLATFORM: where["platform"]}
     needed = [minor for minor in (_glibc_minor(wheel) for wheel in wheels) if minor is not None]
     if needed:
         facts[WHEELS_GLIBC] = f"2.{max(needed)}"
