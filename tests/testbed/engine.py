@@ -79,7 +79,9 @@ def run(
     """
     given: Dict[str, Any] = {"stdin": subprocess.DEVNULL} if text is None else {"input": text}
     try:
-        done = subprocess.run(list(command), capture_output=True, text=True, timeout=timeout, env=env, **given)
+        done = subprocess.run(
+            list(command), capture_output=True, text=True, timeout=timeout, env=env, check=False, **given
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise TestbedError(f"{command[0]} could not be run: {error}") from error
     if check and done.returncode != 0:
@@ -140,7 +142,7 @@ def mirror() -> str:
 def mirror_in(targets: str) -> str:
     """The first mirror of Debian's component main in lines `URI ORIGIN LABEL COMPONENT`. Raises TestbedError."""
     for line in targets.splitlines():
-        uri, _, rest = line.partition(" ")
+        uri, rest = line.split(" ", 1)
         if rest == "Debian Debian main" and urllib.parse.urlparse(uri).scheme in ("http", "https"):
             return uri.rstrip("/") + "/"
     raise TestbedError("apt on this machine has no source of Debian's component main (see /etc/apt/sources.list.d)")

@@ -69,12 +69,12 @@ class HostSpec:
     @classmethod
     def parse(cls, text: str) -> HostSpec:
         """The host that `NAME:KEY=VALUE,...` describes. Raises SpecError."""
-        name, _, rest = text.partition(":")
+        name, *rest = text.split(":", 1)
         kinds: Dict[str, Any] = {field.name: type(field.default) for field in fields(cls) if field.name != "name"}
         values: Dict[str, Any] = {}
         faults = []
-        for setting in filter(None, rest.split(",")):
-            key, _, value = setting.partition("=")
+        for setting in filter(None, ",".join(rest).split(",")):
+            key, value = setting.partition("=")[::2]
             if key not in kinds:
                 faults.append(f"{key!r} is not one of {', '.join(kinds)}")
             elif kinds[key] is bool and value not in TRUTH:
