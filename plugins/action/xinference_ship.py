@@ -43,6 +43,7 @@ ARGUMENTS = {
     "backend": {"type": "str", "choices": sorted(ALWAYS), "default": "native"},
     "images": {"type": "list", "elements": "str", "default": []},
     "tools": {"type": "list", "elements": "str", "default": []},
+    "engines": {"type": "str", "choices": ["image", "bundle", "wheels", "index"], "default": "image"},
     "docker_host": {"type": "str"},
     "cache_dir": {"type": "str"},
 }
@@ -67,7 +68,8 @@ class ActionModule(ActionBase):
 
         try:
             bundle = Bundle.open(bundle_path(options["bundle"]))
-            chosen = select(bundle, options["models"], options["backend"], options["images"], options["tools"])
+            wishes = (options[name] for name in ("models", "backend", "images", "tools", "engines"))
+            chosen = select(bundle, *wishes)
             if chosen.absent:
                 raise ShippingError(
                     f"The bundle {bundle.root} does not have what {host} needs: {', '.join(chosen.absent)}. "
@@ -175,7 +177,7 @@ class _Job:
             "transports": total.transports,
             "artifacts": total.answer["artifacts"],
             "images": images.rows,
-            "msg": summary(total, self._size(), time.monotonic() - self.began),
+            "msg": summary(total, self._size(), time.monotonic() - self.began - images.seconds),
         }
         if total.changed:
             self.say(result["msg"])

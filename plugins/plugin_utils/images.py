@@ -29,6 +29,8 @@ class Images:
     changed: bool = False
     diff: dict[str, str] = field(default_factory=dict)
     missing: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    """How long the engine was at work."""
 
 
 def bare(artifact: Artifact) -> Artifact:
@@ -62,6 +64,7 @@ def load(
         result.rows = [done.get(row["name"], row) if row["action"] == "keep" else row for row in answer["images"]]
         result.diff = result.diff or answer.get("diff", {})
         result.changed = result.changed or answer["changed"]
+        result.seconds += sum(row["seconds"] for row in answer["images"])
         result.missing = {digest: size for layers in answer["missing"].values() for digest, size in layers.items()}
         if answer.get("msg"):
             say(answer["msg"])

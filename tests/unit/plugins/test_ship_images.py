@@ -36,7 +36,7 @@ class Host:
     def ask(self, images: List[Artifact], complete: Set[str]) -> Dict[str, Any]:
         needed = {"one": 100, "two": 200} if "server-1" in complete else {"two": 200}
         missing = {} if self.loaded else {name: size for name, size in needed.items() if name not in self.store}
-        row = {"name": "server-1", "reference": "server:1", "id": "", "action": "wait", "refused": ""}
+        row = {"name": "server-1", "reference": "server:1", "id": "", "action": "wait", "refused": "", "seconds": 0.5}
         if self.loaded:
             row.update(action="keep", id="sha256:1")
         elif not missing and (self.stubborn or (self.lies and "server-1" not in complete)):
