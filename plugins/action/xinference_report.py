@@ -23,6 +23,7 @@ ARGUMENTS = {
     "standing": {"type": "dict"},
     "failures": {"type": "dict", "default": {}},
     "path": {"type": "str"},
+    "fail": {"type": "bool", "default": True},
 }
 KINDS = ("results", "findings", "standing")
 
@@ -50,9 +51,12 @@ class ActionModule(ActionBase):
             write(Path(options["path"]), content)
             lines += ["", f"The same as JSON: {options['path']}"]
         display.display("\n".join(lines))
-        result.update(changed=False, report=content)
-        if wrong:
+        result.update(changed=False)
+        if wrong and options["fail"]:
+            # Without the report, which has just been shown and which Ansible would show again.
             result.update(failed=True, msg="\n".join(wrong))
+        else:
+            result["report"] = content
         return result
 
 
@@ -60,12 +64,12 @@ def _verified(given: dict[str, Any], failures: dict[str, Any]) -> tuple[list[str
     """Lines, content and problems of what verification found; `failures` tells of hosts that were left out before."""
     results = {host: health or {} for host, health in given.items()}
     rows = [row for host, health in results.items() for row in report.rows_of(host, health, failures.get(host))]
-    asks_for_key = {health.get("endpoint"): bool(health.get("auth")) for health in results.values()}
+    asks_for_key = {host: bool(health.get("auth")) for host, health in results.items()}
     found = report.Report(rows)
     content = found.as_dict()
     lines = report.table(rows)
     for settings in content["clients"]:
-        lines += ["", *report.client_lines(settings, asks_for_key[settings["endpoint"]])]
+        lines += ["", *report.client_lines(settings, asks_for_key[settings["host"]])]
     return lines, content, found.problems
 
 

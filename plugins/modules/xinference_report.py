@@ -34,6 +34,10 @@ options:
       - Hosts that were left out before verification, each with the C(step) that failed and C(messages) that say why.
     type: dict
     default: {}
+  fail:
+    description: With O(results), whether to fail when something did not prove that it works.
+    type: bool
+    default: true
   path:
     description: File on the controller to write the report to. Not written in check mode.
     type: str
@@ -68,7 +72,7 @@ EXAMPLES = r"""
 RETURN = r"""
 report:
   description: The report, as the file has it.
-  returned: always
+  returned: success
   type: dict
   contains:
     verified:

@@ -77,15 +77,15 @@ class Report:
             "verified": self.verified,
             "failed": sum(row.bad for row in self.rows),
             "models": [asdict(row) for row in self.rows],
-            "clients": [client_settings(endpoint, rows) for endpoint, rows in self.by_endpoint().items()],
+            "clients": [client_settings(*where, rows) for where, rows in self.by_server().items()],
         }
 
-    def by_endpoint(self) -> dict[str, list[Row]]:
-        """Rows of models that work, by the address that serves them."""
-        groups: dict[str, list[Row]] = {}
+    def by_server(self) -> dict[tuple[str, str], list[Row]]:
+        """Rows of models that work, by host and address of the server."""
+        groups: dict[tuple[str, str], list[Row]] = {}
         for row in self.rows:
             if not row.bad:
-                groups.setdefault(row.endpoint, []).append(row)
+                groups.setdefault((row.host, row.endpoint), []).append(row)
         return groups
 
 
@@ -100,6 +100,8 @@ def rows_of(host: str, health: Mapping[str, Any], failure: Mapping[str, Any] | N
         told = [str(text).strip() for text in failure.get("messages") or []]
         why = "\n".join(dict.fromkeys(text for text in told if text)) or "no reason was given"
         return [Row(host, "-", "-", f"failed: {failure.get('step') or 'a step'}", None, endpoint, why)]
+    if health.get("skipped"):
+        return [Row(host, "-", "-", "not verified", None, endpoint, "check mode: no server runs there yet")]
     if not health.get("reachable"):
         why = " ".join(health.get("problems") or ["it was not reached, or an earlier step failed there"])
         return [Row(host, "-", "-", "not verified", None, endpoint, why)]
@@ -132,7 +134,7 @@ def table(rows: Sequence[Row]) -> list[str]:
     return draw(COLUMNS, [(row.cells(), row.detail.splitlines() if row.bad else ()) for row in rows])
 
 
-def client_settings(endpoint: str, rows: Sequence[Row]) -> dict[str, Any]:
+def client_settings(host: str, endpoint: str, rows: Sequence[Row]) -> dict[str, Any]:
     """What clients of one server need: for an OpenAI-compatible one, and for RAGFlow beside it or in Docker."""
     base = endpoint.rstrip("/") + "/v1"
     parts = urlsplit(endpoint)
@@ -140,6 +142,7 @@ def client_settings(endpoint: str, rows: Sequence[Row]) -> dict[str, Any]:
     port = f":{parts.port}" if parts.port else ""
     inside = f"{parts.scheme}://host.docker.internal{port}/v1" if local else base
     return {
+        "host": host,
         "endpoint": endpoint,
         "openai": {"base_url": base, "models": [row.model for row in rows]},
         "ragflow": {
@@ -161,7 +164,7 @@ def client_lines(settings: Mapping[str, Any], auth: bool) -> list[str]:
     ragflow = settings["ragflow"]
     key = "a key of this server" if auth else "any text; the server does not ask for one"
     lines = [
-        f"Clients of {settings['endpoint']}",
+        f"Clients of {settings['host']}, {settings['endpoint']}",
         f"  OpenAI-compatible   base_url={settings['openai']['base_url']}  api_key={key}",
         f"                      model={' or '.join(settings['openai']['models'])}",
         "  RAGFlow             Model providers > Xinference; the model name is the model_uid",
