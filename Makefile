@@ -28,7 +28,7 @@ $(VENV)/.controller: requirements/controller.txt
 	@$(VENV)/bin/python -m pip install --quiet --requirement $<
 	@touch $@
 
-$(VENV)/.test: requirements/test.txt requirements/controller.txt | $(VENV)/.controller
+$(VENV)/.test: requirements/test.txt requirements/docker.txt requirements/controller.txt | $(VENV)/.controller
 	@echo "Adding the test tools to $(VENV) ..."
 	@$(VENV)/bin/python -m pip install --quiet --requirement $<
 	@touch $@

@@ -108,7 +108,7 @@ def judge(seen: Mapping[str, Any], restarts: int) -> str:
 
 
 def health(seen: Mapping[str, Any]) -> str:
-    """What the engine says of a container: healthy, unhealthy, starting, none without a check; else why it does not run."""
+    """What the engine says of a container: healthy, unhealthy, starting, none without a check; or how it ended."""
     state = seen["State"]
     if not state.get("Running"):
         return str(state["Status"])

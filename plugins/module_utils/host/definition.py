@@ -28,7 +28,7 @@ def files(
     """Everything a release of the native backend holds.
 
     `service` is the definition of the server (`name`, `manager`, `command`, `environment`, `directory`, `host`, `port`,
-    `stop_timeout`), `models` the desired set, `artifacts` what shipping put on the host, `gpus` what the server may use.
+    `stop_timeout`), `models` the desired set, `artifacts` what shipping put on the host, `gpus` what it may use.
     """
     python = shlex.quote(str(service["command"][0]))
     here = shlex.quote(str(root / "current" / "bin"))

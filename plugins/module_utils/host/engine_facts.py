@@ -129,9 +129,7 @@ def _publishers(client: str, port: int, root: str) -> List[Dict[str, Any]]:
 def _run(*command: str) -> Tuple[int, str, str]:
     """Status, output and error output of a command; one that cannot be run has the reason as error output."""
     try:
-        done = subprocess.run(
-            list(command), stdin=subprocess.DEVNULL, capture_output=True, timeout=LIMIT, check=False
-        )
+        done = subprocess.run(list(command), stdin=subprocess.DEVNULL, capture_output=True, timeout=LIMIT, check=False)
     except (OSError, subprocess.SubprocessError) as error:
         return 127, "", str(error)
     return done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace")

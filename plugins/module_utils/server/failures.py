@@ -286,10 +286,13 @@ ROWS: Tuple[Row, ...] = (
     ),
     _row(
         "packages-install",
-        r"uv pip install|No solution found when resolving dependencies|Failed to fetch: `https?://|"
+        r"uv pip install|uv', 'pip', 'install'.*returned non-zero|No solution found when resolving dependencies|"
+        r"Failed to fetch: `https?://|"
         r"Could not find a version that satisfies the requirement",
-        "The server tried to install Python packages for the model, which needs a package index.",
-        "Set XINFERENCE_ENABLE_VIRTUAL_ENV=0 for the server, so that models run in its own environment.",
+        "The server tried to install Python packages for the model, and where it looks for them not all are.",
+        "Leave xinference_engines at image (XINFERENCE_ENABLE_VIRTUAL_ENV=0), so that models run in the server's own "
+        "environment; or carry the packages with everything they need in xinference_bundle_engine_requirements. The log "
+        "of the server names the first that is missing.",
     ),
     _row(
         "cubins",

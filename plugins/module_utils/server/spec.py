@@ -102,9 +102,9 @@ def parse(
     """Check all `entries` and return the enabled ones as specifications, in their order.
 
     `server_gpus` are the host GPUs given to the server, indexes or UUIDs; the place of a GPU in that list is the
-    index the server sees, unless they are a mapping of names to such indexes. `artifacts_paths` maps the names of models of the bundle to their directories on the
-    host; None leaves out every check of sources and paths. `registrations` are names of custom models whose
-    definition carries its own path.
+    index the server sees, unless they are a mapping of names to such indexes. `artifacts_paths` maps the names of
+    models of the bundle to the directories where the server finds them; None leaves out every check of sources and
+    paths. `registrations` are names of custom models whose definition carries its own path.
 
     Raises SpecError with all the problems of all the entries, of disabled ones too.
     """
