@@ -25,13 +25,14 @@ from ansible_collections.airgap.xinference.plugins.module_utils.bundle.images im
 )
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.ingest import Request, write_bundle
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.keep import Wanted, keep
-from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import Bundle
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import Artifact, Bundle
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.loading import (
     carried,
     carry_out,
     drop_layers,
     look,
 )
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.reference import image_name
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.store import Store
 from engines import PrivateEngine
 from sites import REPOSITORY, Site
@@ -113,6 +114,13 @@ def actions(result: Dict[str, Any]) -> List[str]:
     return [row["action"] for row in result["images"]]
 
 
+def artifact_of(bundle: Path, reference: str) -> Artifact:
+    """An image of the bundle."""
+    found = Bundle.open(bundle).find("images", image_name(reference))
+    assert found is not None
+    return found
+
+
 def layer_blobs(site: Site, bundle: Path) -> List[str]:
     """Layers of images that lie in the store of the host."""
     layers = {layer.digest for artifact in Bundle.open(bundle).artifacts for layer in artifact.layers}
@@ -132,7 +140,7 @@ def test_an_image_is_the_same_in_bundle_and_engines(
     listed = json.loads((site.root / "state/artifacts.json").read_text())
     entry = listed["images"]["airgap.test-server-1"]
     assert (entry["image_id"], entry["reference"]) == (builder.image(ONE), ONE)
-    assert entry["digest"] == Bundle.open(bundle).find("images", "airgap.test-server-1").digest
+    assert entry["digest"] == artifact_of(bundle, ONE).digest
     assert layer_blobs(site, bundle) == [], "layers leave the store when the engine has them"
     assert BIG * 3 // 2 < result["sent_bytes"] < BIG * 2
 
@@ -153,8 +161,7 @@ def test_only_layers_the_engine_lacks_are_sent(
     assert actions(result) == ["keep", "load"]
     assert engine.image(TWO) == builder.image(TWO)
     assert result["images"][1]["layers"] == 1 and result["images"][1]["of_layers"] == 3
-    total = Bundle.open(bundle).find("images", "airgap.test-server-2").size
-    assert result["sent_bytes"] < total / 100
+    assert result["sent_bytes"] < artifact_of(bundle, TWO).size / 100
     assert layer_blobs(site, bundle) == []
 
 
@@ -198,9 +205,7 @@ class Boastful(Engine):
 def test_an_engine_that_refuses_a_part_gets_the_whole_image(
     builder: PrivateEngine, bundle: Path, engine: PrivateEngine, site: Site
 ) -> None:
-    opened = Bundle.open(bundle)
-    found = opened.find("images", "airgap.test-server-2")
-    assert found is not None
+    opened, found = Bundle.open(bundle), artifact_of(bundle, TWO)
     store = Store(site.root)
     layers = tuple(layer.digest for layer in found.layers)
     wanted = Wanted(found.kind, found.name, found.digest, dict(found.blobs)[found.digest], layers)
@@ -252,8 +257,7 @@ def test_an_archive_gives_the_same_artifact_as_the_engine(
     arguments = {"path": str(tmp_path / "bundle"), "images": [{"name": ONE, "archive": str(archive)}]}
     first = run_module("xinference_bundle", arguments)
     assert not first["failed"], first
-    expected = Bundle.open(bundle).find("images", "airgap.test-server-1")
-    assert expected is not None and first["artifacts"][0]["digest"] == expected.digest
+    assert first["artifacts"][0]["digest"] == artifact_of(bundle, ONE).digest
     assert run_module("xinference_bundle", arguments, check=True)["changed"] is False
     second = run_module("xinference_bundle", arguments)
     assert (second["changed"], second["hashed_bytes"], second["copied_bytes"]) == (False, 0, 0)

@@ -61,12 +61,11 @@ def gather(models: Mapping[str, Any], companions: bool = True) -> tuple[list[Sou
 
 def notices(models: Mapping[str, Any]) -> list[str]:
     """What enabled models will want from the internet although they come from the bundle, one sentence each."""
-    found = {}
-    for host, entry in _carried(models):
-        wants = not_carried(entry)
-        if wants:
-            found[f"{host}: {entry['model_name']} downloads {wants}; the bundle does not carry that."] = None
-    return list(found)
+    return [
+        f"{host}: {entry['model_name']} downloads {wants}; the bundle does not carry that."
+        for host, entry in _carried(models)
+        if (wants := not_carried(entry))
+    ]
 
 
 def _carried(models: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

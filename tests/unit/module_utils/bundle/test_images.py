@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import platform
 import shutil
 import subprocess
 import tarfile
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import pytest
-from ansible_collections.airgap.xinference.plugins.module_utils.bundle import compression, images
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.digest import hash_bytes
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.images import ArchiveFile, ImageRequest
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.ingest import Outcome, write_bundle
@@ -103,7 +103,7 @@ def layout(
 
 @pytest.fixture(autouse=True)
 def architecture(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(images.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     yield
 
 
@@ -170,7 +170,7 @@ def test_zstd_outside_and_inside(tmp_path: Path) -> None:
 
 
 def test_without_zstd_the_message_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(compression.shutil, "which", lambda _name: None)
+    monkeypatch.setattr(shutil, "which", lambda _name: None)
     assert "the program zstd is not on this machine" in refused(tmp_path, b"\x28\xb5\x2f\xfd" + b"x" * 100)
 
 
@@ -273,7 +273,7 @@ def test_bad_archives_are_refused(tmp_path: Path, fault: str) -> None:
 
 
 def test_only_the_right_architecture_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     assert "0 images for linux/arm64" in refused(tmp_path, tar(layout(nested=True)))
 
 

@@ -9,7 +9,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
-from typing import List, Optional
+from typing import Iterable, List, Optional
 
 import pytest
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle import loading
@@ -61,8 +61,8 @@ class FakeEngine:
     def layers(self) -> List[List[str]]:
         return [one.layers for one in self.images]
 
-    def load(self, content: object) -> None:
-        self.loaded.append(b"".join(content))  # type: ignore[call-overload]
+    def load(self, content: Iterable[bytes]) -> None:
+        self.loaded.append(b"".join(content))
         if self.says:
             raise EngineError(f"could not: {self.says}", self.says)
         self.images.append(known())
@@ -152,8 +152,8 @@ def test_a_load_is_looked_at_afterwards(store: Store) -> None:
     assert (done.action, done.id, done.bytes) == ("load", image.config.digest, sum(map(len, CONTENTS)))
 
     class Forgetful(FakeEngine):
-        def load(self, content: object) -> None:
-            for _chunk in content:  # type: ignore[attr-defined]
+        def load(self, content: Iterable[bytes]) -> None:
+            for _chunk in content:
                 pass
 
     with pytest.raises(EngineError, match="reported no error, but server:1 is not there"):
