@@ -291,8 +291,8 @@ ROWS: Tuple[Row, ...] = (
         r"Could not find a version that satisfies the requirement",
         "The server tried to install Python packages for the model, and where it looks for them not all are.",
         "Leave xinference_engines at image (XINFERENCE_ENABLE_VIRTUAL_ENV=0), so that models run in the server's own "
-        "environment; or carry the packages with everything they need in xinference_bundle_engine_requirements. The log "
-        "of the server names the first that is missing.",
+        "environment; or carry the packages with everything they need in xinference_bundle_engine_requirements. The "
+        "server's log names the first that is missing.",
     ),
     _row(
         "cubins",

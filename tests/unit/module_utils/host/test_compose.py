@@ -1,0 +1,269 @@
+# Copyright: airgap.xinference engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The Compose project of a server: what is in it, what is not, and what makes it another one."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any, Dict
+
+import pytest
+from ansible_collections.airgap.xinference.plugins.module_utils.host import compose, docker_release, release
+from ansible_collections.airgap.xinference.plugins.module_utils.host.docker_release import ContainerError
+from ansible_collections.airgap.xinference.plugins.module_utils.host.gpus import Given
+from ansible_collections.airgap.xinference.plugins.module_utils.server.engines import engines
+from ansible_collections.airgap.xinference.plugins.module_utils.server.features import features
+
+RECORDED = Path(__file__).parent / "compose"
+IMAGE = "sha256:" + "4" * 64
+
+CPU = compose.Server(
+    project="xinference",
+    image=IMAGE,
+    command=("xinference-local", "--host", "0.0.0.0", "--port", "9997", "--log-level", "INFO"),
+    root=PurePosixPath("/opt/xinference"),
+    home="/opt/xinference/home",
+    host="127.0.0.1",
+    port=9997,
+    environment={"HF_HUB_OFFLINE": "1", "XINFERENCE_MODEL_SRC": "huggingface"},
+    secrets=False,
+    gpus=(),
+    engines=engines("image", features("4.1.0")),
+    shm_size="16g",
+    ulimits={},
+    log_max_size="100m",
+    log_max_files=10,
+    stop_timeout=30,
+    start_timeout=180,
+)
+GPU = replace(
+    CPU,
+    host="10.1.2.3",
+    port=9998,
+    gpus=(Given("0", 0, "GPU-a"), Given("GPU-c", 2, "GPU-c")),
+    environment={**CPU.environment, "GREETING": 'it costs $5, "net"'},
+    secrets=True,
+    ulimits={"memlock": -1, "stack": 67108864, "nofile": {"soft": 65536, "hard": 1048576}},
+    selinux=True,
+    mounts=(
+        compose.Mount("/etc/ssl/certs/site.pem", "/etc/ssl/certs/site.pem"),
+        compose.Mount("/srv/voices", "/voices", False),
+    ),
+    mounted="0123456789abcdef",
+    options={"cpuset": "0-7", "healthcheck": {"interval": "30s"}, "labels": {"site": "north"}},
+)
+WHEELS = replace(
+    CPU,
+    engines=engines("bundle", features("4.1.0")),
+    wheels="/opt/xinference/wheels/engines/00112233aabb",
+    mounted="fedcba9876543210",
+)
+INDEX = replace(CPU, engines=engines("bundle", features("3.2.0")), index_image="sha256:" + "5" * 64, mounted="1" * 16)
+
+SERVERS: Dict[str, compose.Server] = {"cpu": CPU, "gpu": GPU, "wheels": WHEELS, "index": INDEX}
+
+ARTIFACTS = {
+    "images": {
+        "xprobe-xinference-v4.1.0": {
+            "reference": "docker.io/xprobe/xinference:v4.1.0",
+            "image_id": IMAGE,
+            "digest": "sha256:" + "6" * 64,
+        }
+    },
+    "wheels": {"engines": {"path": "/opt/xinference/wheels/engines/00112233aabb"}},
+}
+OTHER = {"reference": "nginx:1.29", "image_id": "sha256:" + "7" * 64, "digest": "sha256:" + "8" * 64}
+
+
+def text(server: compose.Server) -> str:
+    """The Compose file of a server."""
+    secrets = {"HF_TOKEN": "hf_verysecret"} if server.secrets else {}
+    return docker_release.files(server, secrets, [], {})[docker_release.COMPOSE_FILE].text
+
+
+def service(server: compose.Server) -> Dict[str, Any]:
+    return compose.project(server)["services"]["server"]
+
+
+@pytest.mark.parametrize("name", sorted(SERVERS))
+def test_compose_files_are_as_recorded(name: str) -> None:
+    """UPDATE_RECORDED=1 records them anew; read the difference before it is committed."""
+    path = RECORDED / f"{name}.yaml"
+    if os.environ.get("UPDATE_RECORDED"):
+        path.write_text(text(SERVERS[name]), encoding="utf-8")
+    assert text(SERVERS[name]) == path.read_text(encoding="utf-8")
+
+
+def test_the_project_does_not_know_release_models_or_secrets() -> None:
+    one = docker_release.files(GPU, {"HF_TOKEN": "hf_verysecret"}, [{"model_uid": "a"}], {})
+    two = docker_release.files(GPU, {"HF_TOKEN": "hf_verysecret"}, [{"model_uid": "b"}], {"models": {}})
+    assert one["compose.yaml"] == two["compose.yaml"]
+    assert release.identity(one) != release.identity(two)
+    assert "verysecret" not in one["compose.yaml"].text + one["server.json"].text
+    assert one["server.env"].mode == one["models.json"].mode == 0o400
+    assert not [name for name, entry in one.items() if "verysecret" in entry.text and stat.S_IMODE(entry.mode) & 0o077]
+
+
+def test_values_of_secrets_are_not_shown_in_a_difference() -> None:
+    shown = release.difference({"server.env": "HF_TOKEN='old'\n"}, {"server.env": "HF_TOKEN='hf_verysecret'\nA='1'\n"})
+    assert shown[0]["after"] == "HF_TOKEN=(hidden)\nA=(hidden)\n" and "old" not in shown[0]["before"]
+
+
+def test_secrets_are_known_by_name_or_value() -> None:
+    variables = {
+        "HF_TOKEN": "x",
+        "api_key": "x",
+        "DB_PASSWORD": "x",
+        "HTTP_PROXY": "http://me:secret@proxy:3128",
+        "NO_PROXY": "http://proxy:3128",
+        "TOKENIZERS_PARALLELISM": "false",
+        "KEYBOARD": "de",
+    }
+    public, secret = compose.split_secrets(variables)
+    assert sorted(secret) == ["DB_PASSWORD", "HF_TOKEN", "HTTP_PROXY", "api_key"]
+    assert sorted(public) == ["KEYBOARD", "NO_PROXY", "TOKENIZERS_PARALLELISM"]
+
+
+def test_gpus_are_a_list_of_ids_for_the_nvidia_driver() -> None:
+    device = service(GPU)["deploy"]["resources"]["reservations"]["devices"][0]
+    assert device == {"driver": "nvidia", "device_ids": ["0", "GPU-c"], "capabilities": ["gpu"]}
+    assert "NVIDIA_VISIBLE_DEVICES" not in service(GPU)["environment"]
+
+
+def test_without_gpus_none_is_reserved_and_none_comes_by_default() -> None:
+    assert "deploy" not in service(CPU)
+    assert service(CPU)["environment"]["NVIDIA_VISIBLE_DEVICES"] == "void"
+
+
+@pytest.mark.parametrize(
+    ("host", "addresses"),
+    [
+        ("127.0.0.1", ["127.0.0.1"]),
+        ("localhost", ["127.0.0.1"]),
+        ("0.0.0.0", ["0.0.0.0"]),
+        ("10.1.2.3", ["10.1.2.3", "127.0.0.1"]),
+    ],
+)
+def test_loopback_is_always_published(host: str, addresses: list) -> None:
+    assert [port["host_ip"] for port in service(replace(CPU, host=host))["ports"]] == addresses
+
+
+def test_mounts_are_what_the_server_keeps_and_needs() -> None:
+    volumes = {volume["target"]: volume for volume in service(CPU)["volumes"]}
+    assert volumes["/models"]["read_only"] and volumes["/models"]["source"] == "/opt/xinference/models"
+    writable = [target for target, volume in volumes.items() if not volume.get("read_only")]
+    assert writable == [
+        "/root/.xinference",
+        "/root/.cache/huggingface",
+        "/root/.cache/modelscope",
+        "/root/.cache/vllm",
+        "/root/.cache/flashinfer",
+        "/root/.triton",
+    ]
+    assert {volume["source"] for volume in volumes.values()} <= set(compose.directories(CPU))
+
+
+def test_selinux_labels_are_for_every_mount_or_none() -> None:
+    assert {volume["bind"].get("selinux") for volume in service(GPU)["volumes"]} == {"z"}
+    assert {volume["bind"].get("selinux") for volume in service(CPU)["volumes"]} == {None}
+
+
+def test_options_of_the_inventory_come_last_and_leave_the_rest() -> None:
+    made = service(GPU)
+    assert made["cpuset"] == "0-7" and made["healthcheck"]["interval"] == "30s" and made["healthcheck"]["retries"] == 3
+    assert made["labels"] == {compose.MOUNTED: GPU.mounted, "site": "north"}
+
+
+def test_dollar_signs_are_literal() -> None:
+    assert service(GPU)["environment"]["GREETING"] == 'it costs $$5, "net"'
+
+
+@pytest.mark.parametrize(
+    ("value", "line"),
+    [
+        ("plain", "A='plain'\n"),
+        ("$HOME #x", "A='$HOME #x'\n"),
+        ("it's $5", 'A="it\'s \\$5"\n'),
+        ('two\nlines "x" \\', 'A="two\\nlines \\"x\\" \\\\"\n'),
+    ],
+)
+def test_values_of_the_file_of_variables_mean_nothing(value: str, line: str) -> None:
+    assert compose.env_file({"A": value}) == line
+
+
+def test_the_image_is_found_by_name_and_named_by_id() -> None:
+    for name in ("", "xprobe/xinference:v4.1.0", "docker.io/xprobe/xinference:v4.1.0", "xprobe-xinference-v4.1.0"):
+        assert docker_release.image_of(ARTIFACTS, name).ids == (IMAGE, "sha256:" + "6" * 64)
+
+
+def test_an_image_that_is_not_there_or_not_the_only_one_is_refused() -> None:
+    with pytest.raises(ContainerError, match=r"v9 was not shipped .* has docker.io/xprobe/xinference:v4.1.0"):
+        docker_release.image_of(ARTIFACTS, "xprobe/xinference:v9")
+    with pytest.raises(ContainerError, match="Several images"):
+        docker_release.image_of({"images": {**ARTIFACTS["images"], "nginx": OTHER}}, "")
+    with pytest.raises(ContainerError, match="has none"):
+        docker_release.image_of({}, "")
+
+
+@pytest.mark.parametrize(
+    ("version", "reference", "source"),
+    [
+        ("", "xprobe/xinference:v4.1.0", "wheels"),
+        ("", "testbed/xinference:4.1.0-cpu", "wheels"),
+        ("", "localhost:5000/xinference:v2.3.0-cu128", "index"),
+        ("", "xprobe/xinference:latest", "wheels"),
+        ("1.8.1", "xprobe/xinference:latest", "image"),
+    ],
+)
+def test_the_source_of_engines_is_chosen_by_version(version: str, reference: str, source: str) -> None:
+    assert docker_release.features_of(version, reference).engine_source == source
+
+
+def test_engines_from_the_bundle_replace_the_switches_of_installers() -> None:
+    container = {
+        "environment": {"XINFERENCE_ENABLE_VIRTUAL_ENV": "0", "UV_OFFLINE": "1", "A": "1"},
+        "overrides": {"A": None, "B": "inventory"},
+    }
+    index = docker_release.environment_of(container, INDEX.engines, {"B_TOKEN": "s"})
+    assert index["XINFERENCE_ENABLE_VIRTUAL_ENV"] == "1" and "UV_OFFLINE" not in index and "A" not in index
+    assert (index["B"], index["B_TOKEN"]) == ("inventory", "s")
+    wheels = docker_release.environment_of(container, WHEELS.engines, {})
+    assert wheels["UV_OFFLINE"] == "1" and wheels["UV_NO_INDEX"] == "1" and wheels["UV_FIND_LINKS"] == "/wheels"
+    assert docker_release.environment_of(container, CPU.engines, {})["XINFERENCE_ENABLE_VIRTUAL_ENV"] == "0"
+
+
+def test_engines_that_cannot_be_had_are_refused() -> None:
+    with pytest.raises(ContainerError, match="1.8.1 installs nothing at a launch"):
+        docker_release.engines_of("bundle", features("1.8.1"), ARTIFACTS)
+    with pytest.raises(ContainerError, match="none were shipped"):
+        docker_release.engines_of("wheels", features("4.1.0"), {})
+    assert docker_release.engines_of("wheels", features("4.1.0"), ARTIFACTS)[1] == WHEELS.wheels
+    assert engines("image", features("1.8.1")).environment == {}
+
+
+def test_the_content_of_mounted_files_counts_and_that_of_directories_does_not(tmp_path: Path) -> None:
+    file = tmp_path / "a.pem"
+    file.write_text("one")
+    first = docker_release.content_hash([str(file), str(tmp_path)], {})
+    (tmp_path / "b").write_text("new")
+    assert docker_release.content_hash([str(tmp_path), str(file)], {}) == first
+    file.write_text("two")
+    assert docker_release.content_hash([str(file), str(tmp_path)], {}) != first
+    assert docker_release.content_hash([str(tmp_path)], {}) == ""
+
+
+def test_selinux_is_told_by_the_kernel(tmp_path: Path) -> None:
+    enforce = tmp_path / "enforce"
+    assert not docker_release.selinux_enforced(enforce)
+    enforce.write_text("1")
+    assert docker_release.selinux_enforced(enforce)
+
+
+def test_the_view_tells_paths_and_numbers_as_the_server_has_them() -> None:
+    view = docker_release.view(GPU)
+    assert view["models"] == "/models" and view["endpoint"] == "http://127.0.0.1:9998"
+    assert view["gpus"] == [{"index": 0, "names": ["0", "GPU-a"]}, {"index": 1, "names": ["2", "GPU-c"]}]
