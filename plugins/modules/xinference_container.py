@@ -27,6 +27,11 @@ options:
     description: Seconds the server may take until it answers.
     type: int
     default: 180
+  said:
+    description:
+      - What Compose said when it could not bring the container up. The module then does not wait, and fails with it, with
+        the end of the container's log if there is one, and with the cause and the cure where they are known.
+    type: str
   gpus_required:
     description: Fail when GPUs are lost or the server cannot use them. Otherwise only RV(lost) says so.
     type: bool
@@ -136,6 +141,7 @@ def main() -> None:
         argument_spec={
             "root": {"type": "path", "required": True},
             "wait_timeout": {"type": "int", "default": 180},
+            "said": {"type": "str"},
             "gpus_required": {"type": "bool", "default": True},
             "docker_host": {"type": "str"},
         },
@@ -145,6 +151,8 @@ def main() -> None:
     with failing(module, DockerError, OSError):
         docker = Docker(module.params["docker_host"])
         view = container.load_view(Path(module.params["root"]))
+        if module.params["said"]:
+            fail_with_log(module, container.failed_start(docker, view, module.params["said"]))
         try:
             seen = container.wait(docker, view, module.params["wait_timeout"])
         except container.NotHealthy as error:
@@ -169,7 +177,7 @@ def main() -> None:
 
 def fail_with_log(module: AnsibleModule, error: container.NotHealthy) -> None:
     """Fail with the end of the container's log, and with what it means where that is known."""
-    known = diagnose(error.log)
+    known = diagnose(str(error))
     if known is None:
         module.fail_json(msg=str(error), log=error.log)
     message = f"{error}\nCause: {known.cause}\nCure: {known.cure}"

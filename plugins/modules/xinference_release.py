@@ -247,6 +247,15 @@ definition:
   description: Digest of what makes a running native server what it is. The list of models is not part of it.
   returned: with O(service)
   type: str
+compose_plugin:
+  description:
+    - The Compose plugin that was shipped as the tool C(docker-compose), and where the client of this user looks for it.
+      Empty when there is none.
+  returned: with O(container)
+  type: dict
+  sample:
+    link: /usr/local/lib/docker/cli-plugins/docker-compose
+    path: /opt/xinference/tools/docker-compose/5d41402abc4b/docker-compose
 directory:
   description: Directory of the release.
   returned: success
@@ -267,6 +276,7 @@ from ansible_collections.airgap.xinference.plugins.module_utils.host import (
     facts,
     release,
 )
+from ansible_collections.airgap.xinference.plugins.module_utils.host.backends import OtherBackend, refuse_other
 from ansible_collections.airgap.xinference.plugins.module_utils.host.docker_cli import Docker, DockerError
 from ansible_collections.airgap.xinference.plugins.module_utils.host.gpus import Given, given
 
@@ -326,16 +336,18 @@ def main() -> None:
     )
     root = Path(module.params["root"])
     result: Dict[str, Any] = {}
-    with failing(module, OSError, ValueError, DockerError):
+    with failing(module, OSError, ValueError, DockerError, OtherBackend):
         if module.params["service"]:
             files = native(module, root)
             result["definition"] = definition.digest(files)
         else:
             files = container(module, root)
+            result["compose_plugin"] = docker_release.compose_plugin(shipped(root))
         wanted, previous = release.identity(files), release.current(root)
         before = release.read(root / "current")
         changed = wanted != previous or not release.whole(root, files)
         if changed and not module.check_mode:
+            refuse_other(root, "native" if module.params["service"] else "docker")
             release.make(root, files)
             release.switch(root, wanted)
     result.update(release=wanted, previous=previous, directory=str(root / release.RELEASES / wanted))

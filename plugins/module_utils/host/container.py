@@ -92,6 +92,12 @@ def wait(docker: Docker, view: Mapping[str, Any], timeout: float, pause: Callabl
         pause(POLL)
 
 
+def failed_start(docker: Docker, view: Mapping[str, Any], said: str) -> NotHealthy:
+    """The failure of a container that could not be brought up; with its log where it ran before it failed."""
+    seen = find(docker, view)
+    return NotHealthy(said.strip(), docker.logs(seen["Id"], SHOWN_LINES) if seen else "")
+
+
 def judge(seen: Mapping[str, Any], restarts: int) -> str:
     """Why there is no use in waiting for a container, empty when there is. `restarts` is how many it had before."""
     state = seen["State"]

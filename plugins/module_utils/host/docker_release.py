@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from pathlib import Path, PurePosixPath
 from typing import Any, Dict, List, Mapping, NamedTuple, Sequence, Tuple
@@ -175,6 +176,16 @@ def environment_of(container: Mapping[str, Any], source: Engines, secrets: Mappi
     """The whole environment: the collection's, that of the source of engines over it, the inventory's over all."""
     together = {**container["environment"], **source.environment, **container["overrides"], **secrets}
     return {name: value for name, value in together.items() if value is not None}
+
+
+def compose_plugin(artifacts: Mapping[str, Any]) -> Dict[str, str]:
+    """The Compose plugin that was shipped (`path`), and where this user's client looks for one (`link`)."""
+    entry = (artifacts.get("tools") or {}).get("docker-compose")
+    found = sorted(path for path in Path(entry["path"]).rglob("*") if path.is_file()) if entry else []
+    if not found:
+        return {}
+    top = Path("/usr/local/lib/docker") if os.geteuid() == 0 else Path.home() / ".docker"
+    return {"path": str(found[0]), "link": str(top / "cli-plugins" / "docker-compose")}
 
 
 def needs_index(source: Engines) -> bool:

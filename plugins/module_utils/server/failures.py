@@ -375,9 +375,37 @@ ROWS: Tuple[Row, ...] = (
     # -- the server itself
     _row(
         "port-taken",
-        r"address already in use|Errno 98",
+        r"address already in use|Errno 98|port is already allocated",
         "Another program listens on the port of the server.",
         "Find it with `ss -ltnp`, end it, or set another xinference_port.",
+    ),
+    # -- the container
+    _row(
+        "no-nvidia-driver",
+        r"could not select device driver",
+        "The Docker Engine of the host does not know how to give GPUs to containers.",
+        "Install nvidia-container-toolkit from packages of the site, run `nvidia-ctk runtime configure "
+        "--runtime=docker`, and restart the engine.",
+    ),
+    _row(
+        "unknown-device",
+        r"device error: (?P<gpu>\S+?): unknown device",
+        "The driver of the host has no GPU {gpu}.",
+        "Compare xinference_gpus with `nvidia-smi -L` on the host; a GPU that failed changes the numbers after it.",
+    ),
+    _row(
+        "limit-refused",
+        r"error setting rlimit",
+        "The Docker Engine may not raise a limit as far as the container wants, because it runs in a container itself, "
+        "for example.",
+        "Lower the limit in xinference_server_ulimits, or leave it out.",
+    ),
+    _row(
+        "mount-missing",
+        r"bind source path does not exist: (?P<path>\S+)",
+        "The container is to see {path}, which is not there on the host.",
+        "Make it, or take it out of xinference_server_mounts; what the collection itself mounts comes back with "
+        "playbooks/ship.yml and playbooks/serve.yml.",
     ),
     _row(
         "cancelled",

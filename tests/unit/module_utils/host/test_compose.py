@@ -237,7 +237,7 @@ def test_engines_from_the_bundle_replace_the_switches_of_installers() -> None:
 
 
 def test_engines_that_cannot_be_had_are_refused() -> None:
-    with pytest.raises(ContainerError, match="1.8.1 installs nothing at a launch"):
+    with pytest.raises(ContainerError, match=r"1\.8\.1 installs nothing at a launch"):
         docker_release.engines_of("bundle", features("1.8.1"), ARTIFACTS)
     with pytest.raises(ContainerError, match="none were shipped"):
         docker_release.engines_of("wheels", features("4.1.0"), {})
