@@ -29,8 +29,8 @@ options:
     default: 180
   said:
     description:
-      - What Compose said when it could not bring the container up. The module then does not wait, and fails with it, with
-        the end of the container's log if there is one, and with the cause and the cure where they are known.
+      - What Compose said when it could not bring the container up. The module then does not wait, and fails with it,
+        with the end of the container's log if there is one, and with the cause and the cure where they are known.
     type: str
   gpus_required:
     description: Fail when GPUs are lost or the server cannot use them. Otherwise only RV(lost) says so.
