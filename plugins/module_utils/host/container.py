@@ -104,7 +104,9 @@ def judge(seen: Mapping[str, Any], restarts: int) -> str:
     if state["Status"] in ("exited", "dead") or seen["RestartCount"] > restarts:
         why = " (killed for want of memory)" if state.get("OOMKilled") else ""
         words = f" {state['Error']}" if state.get("Error") else ""
-        return f"{name(seen)} ended with code {state['ExitCode']}{why}.{words}"
+        # The code of a container that runs again is not told any more.
+        code = "" if state["Status"] == "running" else f" with code {state['ExitCode']}"
+        return f"{name(seen)} ended{code}{why}.{words}"
     if state["Status"] == "paused":
         return f"{name(seen)} is paused; docker unpause {name(seen)}"
     if health(seen) == "unhealthy":
