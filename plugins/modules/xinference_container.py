@@ -178,10 +178,10 @@ def main() -> None:
 def fail_with_log(module: AnsibleModule, error: container.NotHealthy) -> None:
     """Fail with the end of the container's log, and with what it means where that is known."""
     known = diagnose(str(error))
-    if known is None:
-        module.fail_json(msg=str(error), log=error.log)
-    message = f"{error}\nCause: {known.cause}\nCure: {known.cure}"
-    module.fail_json(msg=message, log=error.log, diagnosis={"cause": known.cause, "cure": known.cure})
+    if known:
+        message = f"{error}\nCause: {known.cause}\nCure: {known.cure}"
+        module.fail_json(msg=message, log=error.log, diagnosis={"cause": known.cause, "cure": known.cure})
+    module.fail_json(msg=str(error), log=error.log)
 
 
 if __name__ == "__main__":
