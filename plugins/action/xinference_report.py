@@ -40,13 +40,16 @@ class ActionModule(ActionBase):
         _validation, options = self.validate_argument_spec(
             argument_spec=ARGUMENTS, mutually_exclusive=[KINDS], required_one_of=[KINDS]
         )
+        wrong: list[str] = []
         if options["findings"] is not None:
             rows = {host: (found or {}).get("findings") or [] for host, found in options["findings"].items()}
-            lines, content, wrong = findings.table(rows), {"findings": rows}, []
+            lines, content = findings.table(rows), {"findings": rows}
         elif options["standing"] is not None:
-            lines, content, wrong = standing.table(options["standing"]), {"hosts": options["standing"]}, []
+            lines, content = standing.table(options["standing"]), {"hosts": options["standing"]}
         else:
-            lines, content, wrong = _verified(options["results"], options["failures"])
+            lines, content, found = _verified(options["results"], options["failures"])
+            wrong = found.problems
+            result["problems"] = {host: found.problems_of(host) for host in options["results"]}
         if options["path"] and not self._task.check_mode:
             write(Path(options["path"]), content)
             lines += ["", f"The same as JSON: {options['path']}"]
@@ -60,8 +63,8 @@ class ActionModule(ActionBase):
         return result
 
 
-def _verified(given: dict[str, Any], failures: dict[str, Any]) -> tuple[list[str], dict[str, Any], list[str]]:
-    """Lines, content and problems of what verification found; `failures` tells of hosts that were left out before."""
+def _verified(given: dict[str, Any], failures: dict[str, Any]) -> tuple[list[str], dict[str, Any], report.Report]:
+    """Lines, content and report of what verification found; `failures` tells of hosts that were left out before."""
     results = {host: health or {} for host, health in given.items()}
     rows = [row for host, health in results.items() for row in report.rows_of(host, health, failures.get(host))]
     asks_for_key = {host: bool(health.get("auth")) for host, health in results.items()}
@@ -70,7 +73,7 @@ def _verified(given: dict[str, Any], failures: dict[str, Any]) -> tuple[list[str
     lines = report.table(rows)
     for settings in content["clients"]:
         lines += ["", *report.client_lines(settings, asks_for_key[settings["host"]])]
-    return lines, content, found.problems
+    return lines, content, found
 
 
 def write(path: Path, content: dict[str, Any]) -> None:

@@ -70,6 +70,11 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+problems:
+  description: What did not prove that it works, by host; an empty list for a host on which everything did.
+  returned: with O(results)
+  type: dict
+  sample: {gpu1: [], gpu2: ["gpu2: bge-m3: the server does not run it"]}
 report:
   description: The report, as the file has it.
   returned: success

@@ -20,6 +20,7 @@ ONLY_LOOPBACK = (
 GOOD = "ok"
 SKIPPED = "not probed"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+NOTHING = "Nothing was verified: no model of the inventory was probed. Is xinference_models empty?"
 RAGFLOW_TYPES = {"LLM": "chat", "embedding": "embedding", "rerank": "rerank", "audio": "speech2text or tts"}
 """What RAGFlow calls the types of models it can use."""
 
@@ -67,9 +68,14 @@ class Report:
         found = [
             f"{row.host}: {row.model}: {row.detail or row.state}".replace(": -: ", ": ") for row in self.rows if row.bad
         ]
-        if not found and not self.verified:
-            found.append("Nothing was verified: no model of the inventory was probed. Is xinference_models empty?")
-        return found
+        return found or ([] if self.verified else [NOTHING])
+
+    def problems_of(self, host: str) -> list[str]:
+        """The same for one host; that nothing was verified is a problem of every host."""
+        if self.problems == [NOTHING]:
+            return [NOTHING]
+        bad = [row for row in self.rows if row.host == host and row.bad]
+        return Report(bad).problems if bad else []
 
     def as_dict(self) -> dict[str, Any]:
         """The report as the JSON file has it."""

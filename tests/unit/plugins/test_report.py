@@ -89,3 +89,12 @@ def test_an_address_of_the_network_is_the_same_from_everywhere() -> None:
 def test_models_that_do_not_work_are_not_offered_to_clients() -> None:
     found = of(gpu1=health(good=PASSED, bad={"state": "failed", "error": "no"}))
     assert found.as_dict()["clients"][0]["openai"]["models"] == ["good"]
+
+
+def test_every_host_has_its_own_problems() -> None:
+    failed = {"step": "preflight", "messages": ["disk: full. Cure: free some", ""]}
+    rows = [*report.rows_of("gpu1", health(minilm=PASSED)), *report.rows_of("gpu2", {}, failed)]
+    assert [row.state for row in rows] == ["ok", "failed: preflight"]
+    found = report.Report(rows)
+    assert found.problems_of("gpu1") == [] and found.problems_of("gpu2") == ["gpu2: disk: full. Cure: free some"]
+    assert "Nothing was verified" in of(gpu1=health()).problems_of("gpu1")[0]

@@ -1,0 +1,25 @@
+# Copyright: airgap.xinference engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the site of this scenario asks for, in the words of the engine, the hook and the server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+VERSION = "4.1.0"
+SECRET = "hf_NotForEveryone4711"
+MODELS = ("minilm", "rerank", "chat")
+# `placement` is by the server's numbers: gpu-2 gives it its GPUs 1 and 2, which it calls 0 and 1.
+SITES: dict[str, dict[str, Any]] = {
+    "gpu-1": {
+        "device_ids": ["0", "1"],
+        "host_gpus": [0, 1],
+        "placement": {"minilm": [0], "rerank": [1], "chat": [1]},
+    },
+    "gpu-2": {
+        "device_ids": ["GPU-27f002ee-b69e-a997-c7c3-3e813921d4c5", "2"],
+        "host_gpus": [1, 2],
+        "placement": {"minilm": [1], "rerank": [0], "chat": [0]},
+    },
+}
