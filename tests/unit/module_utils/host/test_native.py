@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -187,6 +188,16 @@ def test_managers_get_paths_with_odd_characters_right(tmp_path: Path) -> None:
     native = native_ctl.Native(root)
     assert f'"{root}/current/bin/run"'.replace("%", "%%") in native.unit()
     assert f'"{root}/current/bin/run"'.replace("%", "%%") in native.supervisor_config()
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
+def test_systemd_understands_the_unit(tmp_path: Path) -> None:
+    """It is read only; no systemd is started."""
+    deploy(tmp_path)
+    unit = tmp_path / "xinference.service"
+    unit.write_text(native_ctl.Native(tmp_path).unit())
+    done = subprocess.run(["systemd-analyze", "verify", str(unit)], stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_the_end_of_a_log(tmp_path: Path) -> None:
