@@ -150,7 +150,7 @@ def scripted(*arguments: Any, **options: Any) -> Any:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """No pause worth speaking of, so that hundreds of polls take no time."""
-    for name in ("FIRST_PAUSE", "LONGEST_PAUSE", "SELF_RECOVERY"):
+    for name in ("FIRST_PAUSE", "LONGEST_PAUSE", "SELF_RECOVERY", "UNWIND_PAUSE"):
         monkeypatch.setattr(launching, name, 0.002)
 
 
@@ -360,6 +360,32 @@ def test_somebody_who_was_faster_keeps_an_equal_model_and_fails_a_different_one(
     (outcome,) = converge(server, steps, record)
     assert not outcome.ok and "another model serves under this uid" in outcome.error
     assert "m" in server.live and not record.entries
+
+
+@pytest.mark.parametrize("version", ["4.1.0", "1.8.1"])
+def test_an_earlier_launch_that_unwinds_is_waited_for(version, monkeypatch):
+    server = scripted(version, m="m-rep0 is running")
+    launch, left = server.launch, [3]
+
+    def freed_later(payload, timeout=None):
+        left[0] -= 1
+        if not left[0]:
+            server.behaviour.clear()
+        return launch(payload, timeout)
+
+    server.launch = freed_later
+    (outcome,) = do(server, spec()).values()
+    assert outcome.ok and left == [0]
+    monkeypatch.setattr(launching, "UNWIND_LIMIT", 0.0)
+    (outcome,) = do(scripted(version, m="m-0 is running"), spec()).values()
+    assert "Restart the server" in outcome.diagnosis.cure and "m-0 is running" in outcome.error
+
+
+def test_a_failure_without_a_reason_says_where_to_look():
+    server = scripted()
+    server._finish = lambda uid, one: one.update(status="ERROR", error="")
+    (outcome,) = do(server, spec()).values()
+    assert outcome.error == "the server gives no reason" and "log" in outcome.diagnosis.cure
 
 
 def test_a_launch_that_the_server_forgets_is_a_failure():
