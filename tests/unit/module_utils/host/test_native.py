@@ -152,6 +152,15 @@ def test_a_server_that_dies_while_it_is_waited_for_is_reported_with_its_log(tmp_
     assert caught.value.log == "first\nthe reason"
 
 
+def test_stopping_what_does_not_run_does_nothing_and_waits_for_nothing(tmp_path: Path) -> None:
+    deploy(tmp_path)
+    native = native_ctl.Native(tmp_path)
+    step = service.plan(native, "stopped", native.state(), native.digest)
+    began = time.monotonic()
+    service.carry_out(native, step, 60)
+    assert step.action == "none" and time.monotonic() - began < 5
+
+
 def test_another_program_on_the_port_does_not_pass_for_our_server(tmp_path: Path) -> None:
     wanted = deploy(tmp_path)
     assert not service.owns(native_ctl.Native(tmp_path), wanted["port"])
