@@ -88,6 +88,12 @@ def socket_directory(root: Path) -> str:
     return tempfile.mkdtemp(prefix="xinference-", dir="/tmp")
 
 
+def say(line: str) -> None:
+    """Print a line at once, for the log or for a person."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 def write(path: Path, content: Dict[str, Any]) -> None:
     """Replace a small JSON file at once."""
     new = path.with_name(path.name + ".new")
@@ -101,7 +107,7 @@ def run(root: Path) -> int:
     state = {"release": Path(os.readlink(str(root / "current"))).name, "digest": digest(root), "runner": os.getpid()}
     left = sweep(root)
     if left:
-        print(f"Ended {len(left)} processes that an earlier server left behind", flush=True)
+        say(f"Ended {len(left)} processes that an earlier server left behind")
     stopping: List[int] = []
 
     def stop(number: int, _frame: Any) -> None:
@@ -125,7 +131,7 @@ def run(root: Path) -> int:
     write(root / LAST_EXIT, {**state, "code": code, "lived": lived, "ended": time.time(), "asked": bool(stopping)})
     with contextlib.suppress(FileNotFoundError):
         (root / STATE).unlink()
-    print(f"The server ended with code {code} after {lived} s", flush=True)
+    say(f"The server ended with code {code} after {lived} s")
     return 0 if stopping else 1
 
 
@@ -149,4 +155,4 @@ def _wait(server: subprocess.Popen[bytes], stopping: List[int], patience: float)
 
 
 if __name__ == "__main__":
-    sys.exit(run(Path(sys.argv[1])))
+    raise SystemExit(run(Path(sys.argv[1])))
