@@ -117,7 +117,7 @@ directory:
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Dict
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.airgap.xinference.plugins.module_utils._ansible import failing
@@ -161,7 +161,7 @@ def main() -> None:
         if changed and not module.check_mode:
             release.make(root, files)
             release.switch(root, wanted)
-    result = {
+    result: Dict[str, Any] = {
         "definition": definition.digest(files),
         "release": wanted,
         "previous": previous,

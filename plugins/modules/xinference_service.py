@@ -36,8 +36,8 @@ options:
     default: 180
   definition:
     description:
-      - C(definition) that M(airgap.xinference.xinference_release) returned. Needed in check mode only, where the release
-        is not in force yet.
+      - The definition that M(airgap.xinference.xinference_release) returned. Needed in check mode only, where the new
+        release is not in force.
     type: str
 extends_documentation_fragment:
   - airgap.xinference.attributes
