@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -115,7 +116,8 @@ def run(root: Path) -> int:
         with contextlib.suppress(ProcessLookupError):
             server.send_signal(signal.SIGTERM)
 
-    environment = {SOCKETS: socket_directory(root), **service["environment"], MARK: str(root)}
+    sockets = socket_directory(root)
+    environment = {SOCKETS: sockets, **service["environment"], MARK: str(root)}
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     server = subprocess.Popen(
         service["command"], env=environment, cwd=service["directory"], stdin=subprocess.DEVNULL, preexec_fn=_unblock
@@ -127,6 +129,8 @@ def run(root: Path) -> int:
     _unblock()
     code = _wait(server, stopping, float(service["stop_timeout"]))
     sweep(root)
+    if sockets != str(root / "run"):
+        shutil.rmtree(sockets, ignore_errors=True)
     lived = round(time.time() - started, 1)
     write(root / LAST_EXIT, {**state, "code": code, "lived": lived, "ended": time.time(), "asked": bool(stopping)})
     with contextlib.suppress(FileNotFoundError):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -101,6 +102,7 @@ def test_a_signal_ends_the_server_and_its_workers(tmp_path: Path, runner: Any) -
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 0
     assert list(native_run.family(tmp_path)) == []
+    assert not list(Path("/tmp").glob(f"xinference-{hashlib.sha256(os.fsencode(tmp_path / 'run')).hexdigest()[:12]}"))
     assert native_ctl.Native(tmp_path).last_exit()["asked"] is True
 
 
