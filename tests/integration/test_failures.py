@@ -133,18 +133,20 @@ def test_a_launch_that_hangs_is_cancelled_and_leaves_no_process(
     entry = {**EMBEDDING, "model_uid": "stuck", "model_path": models("minilm"), "envs": {"PYTHONPATH": str(tmp_path)}}
     good = {**EMBEDDING, "model_uid": "good", "model_path": models("minilm")}
     client = server.client()
+    assert not apply(client, parse([good]), tmp_path).failures
     before = descendants(server.process.pid)
 
     start = time.monotonic()
-    applied = apply(client, parse([entry, good]), tmp_path, timeout=20)
-    assert time.monotonic() - start < 60
+    # Long enough for the process to have begun to load, which is when a server can cancel.
+    applied = apply(client, parse([entry, good]), tmp_path, timeout=30)
+    assert 30 <= time.monotonic() - start < 75
 
     rows = {row["model_uid"]: row for row in applied.models}
     assert rows["good"]["error"] == ""
-    assert "not ready after 20 s" in rows["stuck"]["error"] and "cancelled" in rows["stuck"]["error"]
+    assert "not ready after 3" in rows["stuck"]["error"] and "cancelled" in rows["stuck"]["error"]
     assert "wait_timeout" in rows["stuck"]["diagnosis"]["cure"]
     assert set(client.models()) == {"good"}
-    assert len(descendants(server.process.pid) - before) == 1
+    assert descendants(server.process.pid) <= before
     again = apply(client, parse([{**entry, "envs": {}}, good]), tmp_path)
     assert not again.failures and set(client.models()) == {"good", "stuck"}
 
