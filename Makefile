@@ -49,7 +49,7 @@ lint: test-tools ## Check style, types, YAML, roles (production profile) and the
 	ruff check .
 	ruff format --check .
 	MYPYPATH=$(COLLECTIONS) mypy -p ansible_collections.airgap.xinference.plugins
-	MYPYPATH=$(COLLECTIONS):tests/integration mypy tests
+	MYPYPATH=$(COLLECTIONS):tests/integration:tests/unit/module_utils/server mypy tests
 	yamllint --strict .
 	ansible-lint --strict
 	antsibull-changelog lint
@@ -62,6 +62,10 @@ unit: test-tools ## Run the unit tests, on the oldest and the newest supported P
 
 integration: test-tools ## Run the integration tests against real servers
 	tests/integration/run $(TESTS)
+
+.PHONY: bench
+bench: test-tools ## Measure convergence on a real server, into build/bench/converge.json
+	PYTHONPATH=$(COLLECTIONS) python tests/bench/converge.py
 
 # --- demo -------------------------------------------------------------------------------------------------------------
 
