@@ -62,7 +62,7 @@ def test_a_key_lists_and_infers_and_does_not_launch(guarded_server: Server, mode
 def test_a_refusal_is_tried_once(guarded_server: Server, wrong: dict) -> None:
     with Recorder(guarded_server.endpoint) as recorder:
         client = Client(recorder.endpoint, **wrong)
-        for _ in range(3):
+        for _attempt in range(3):
             with pytest.raises(AccessRefused):
                 client.models()
         refused = [line for line in recorder.lines if line.endswith(" 401")]
@@ -80,7 +80,7 @@ def test_a_refusal_is_tried_once(guarded_server: Server, wrong: dict) -> None:
 )
 def test_modules_try_a_refused_key_once(guarded_server: Server, module: str, options: dict, wrong: dict) -> None:
     with Recorder(guarded_server.endpoint) as recorder:
-        result, _ = run_module(module, {"endpoint": recorder.endpoint, **options, **wrong})
+        result, _requests = run_module(module, {"endpoint": recorder.endpoint, **options, **wrong})
         assert result["failed"], result
         assert "refused" in result["msg"]
         assert result["diagnosis"]["name"] == "wrong-credentials"

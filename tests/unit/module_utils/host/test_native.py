@@ -75,7 +75,7 @@ def runner(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
         command = [str(tmp_path / "current/bin/run"), str(tmp_path)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         started.append(process)
-        until(lambda: (tmp_path / "run/server.json").exists())
+        until((tmp_path / "run/server.json").exists)
         until(lambda: len(list(native_run.family(tmp_path))) == 2)
         return process
 
