@@ -80,7 +80,7 @@ def test_a_refusal_is_tried_once(guarded_server: Server, wrong: dict) -> None:
 )
 def test_modules_try_a_refused_key_once(guarded_server: Server, module: str, options: dict, wrong: dict) -> None:
     with Recorder(guarded_server.endpoint) as recorder:
-        result, _requests = run_module(module, {"endpoint": recorder.endpoint, **options, **wrong})
+        result, _seconds = run_module(module, {"endpoint": recorder.endpoint, **options, **wrong})
         assert result["failed"], result
         assert "refused" in result["msg"]
         assert result["diagnosis"]["name"] == "wrong-credentials"
