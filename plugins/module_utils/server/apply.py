@@ -20,7 +20,7 @@ from .converge import LIMIT, TIMEOUT, Listener, Outcome, converge
 from .plan import Step, plan
 from .record import Record, lock
 from .running import look
-from .spec import ModelSpec, parse
+from .spec import ModelSpec, SpecError, parse
 
 LOCK_WAIT = 600.0
 
@@ -106,11 +106,14 @@ def specs_from(
 
 def shipped_paths(root: Union[str, Path]) -> Optional[Dict[str, str]]:
     """Where the models of the bundle are on this host, by name; None when nothing was ever shipped here."""
+    path = Path(root) / "state" / "artifacts.json"
     try:
-        text = (Path(root) / "state" / "artifacts.json").read_text(encoding="utf-8")
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {name: str(artifact["path"]) for name, artifact in found.get("models", {}).items()}
     except FileNotFoundError:
         return None
-    return {name: str(artifact["path"]) for name, artifact in json.loads(text).get("models", {}).items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise SpecError([f"{path} does not list what was shipped ({error}); ship the bundle again"]) from error
 
 
 def _custom_names(client: Client, kind: str) -> List[str]:

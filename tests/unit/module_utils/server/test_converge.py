@@ -525,6 +525,14 @@ def test_paths_come_from_what_was_shipped(tmp_path):
     assert run(scripted(), tmp_path, {**ENTRY, "model_name": "ours"}, rehearse=True).changed
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"models": {"m": {}}}'])
+def test_a_broken_list_of_what_was_shipped_is_said(text, tmp_path):
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "artifacts.json").write_text(text, encoding="utf-8")
+    with pytest.raises(SpecError, match="ship the bundle again"):
+        run(scripted(), tmp_path, ENTRY, rehearse=True)
+
+
 def test_a_broken_record_is_said(tmp_path):
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / "launched.json").write_text("{", encoding="utf-8")
