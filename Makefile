@@ -48,8 +48,9 @@ test: lint sanity unit integration ## Run every test: lint, sanity, unit, integr
 lint: test-tools ## Check style, types, YAML, roles (production profile) and the changelog
 	ruff check .
 	ruff format --check .
-	MYPYPATH=$(COLLECTIONS) mypy -p ansible_collections.airgap.xinference.plugins
-	MYPYPATH=$(COLLECTIONS):tests/integration mypy tests
+	MYPYPATH=$(COLLECTIONS) mypy --cache-dir build/mypy/plugins -p ansible_collections.airgap.xinference.plugins
+	MYPYPATH=$(COLLECTIONS):tests/unit/module_utils/server mypy --cache-dir build/mypy/unit tests/unit
+	MYPYPATH=$(COLLECTIONS):tests/integration mypy --cache-dir build/mypy/integration tests/integration tests/bench tests/fixtures
 	yamllint --strict .
 	ansible-lint --strict
 	antsibull-changelog lint
@@ -62,6 +63,10 @@ unit: test-tools ## Run the unit tests, on the oldest and the newest supported P
 
 integration: test-tools ## Run the integration tests against real servers
 	tests/integration/run $(TESTS)
+
+.PHONY: bench
+bench: test-tools ## Measure convergence on a real server, into build/bench/converge.json
+	PYTHONPATH=$(COLLECTIONS) python tests/bench/converge.py
 
 # --- demo -------------------------------------------------------------------------------------------------------------
 

@@ -224,12 +224,12 @@ requests:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.airgap.xinference.plugins.module_utils._ansible import (
+from ansible_collections.airgap.xinference.plugins.module_utils._server import (
     SERVER_OPTIONS,
     SERVER_TOGETHER,
     client_from,
     conclude,
-    failing,
+    talking,
 )
 from ansible_collections.airgap.xinference.plugins.module_utils.server.apply import apply, specs_from
 from ansible_collections.airgap.xinference.plugins.module_utils.server.client import ServerError
@@ -281,7 +281,7 @@ def main() -> None:
     entry = {name: given[name] for name in FIELDS if given.get(name) is not None}
     uid = given["model_uid"]
     client = client_from(module)
-    with failing(module, SpecError, ServerError, LockHeld, OSError):
+    with talking(module, SpecError, ServerError, LockHeld, OSError):
         wanted = [] if given["state"] == "absent" else specs_from(client, [entry], given["server_gpus"], given["root"])
         applied = apply(
             client,

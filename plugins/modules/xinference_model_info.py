@@ -126,11 +126,11 @@ requests:
 from typing import Any, Dict
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.airgap.xinference.plugins.module_utils._ansible import (
+from ansible_collections.airgap.xinference.plugins.module_utils._server import (
     SERVER_OPTIONS,
     SERVER_TOGETHER,
     client_from,
-    failing,
+    talking,
 )
 from ansible_collections.airgap.xinference.plugins.module_utils.server.client import ServerError
 from ansible_collections.airgap.xinference.plugins.module_utils.server.running import look
@@ -155,7 +155,7 @@ def main() -> None:
     )
     client = client_from(module)
     result: Dict[str, Any] = {"changed": False, "models": []}
-    with failing(module, ServerError):
+    with talking(module, ServerError):
         for uid, found in sorted(look(client).items()):
             if module.params["model_uid"] not in (None, uid):
                 continue

@@ -166,12 +166,12 @@ requests:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.airgap.xinference.plugins.module_utils._ansible import (
+from ansible_collections.airgap.xinference.plugins.module_utils._server import (
     SERVER_OPTIONS,
     SERVER_TOGETHER,
     client_from,
     conclude,
-    failing,
+    talking,
 )
 from ansible_collections.airgap.xinference.plugins.module_utils.server.apply import apply, specs_from
 from ansible_collections.airgap.xinference.plugins.module_utils.server.client import ServerError
@@ -196,7 +196,7 @@ def main() -> None:
     )
     given = module.params
     client = client_from(module)
-    with failing(module, SpecError, ServerError, LockHeld, OSError):
+    with talking(module, SpecError, ServerError, LockHeld, OSError):
         applied = apply(
             client,
             specs_from(client, given["models"], given["server_gpus"], given["root"]),

@@ -120,11 +120,11 @@ requests:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.airgap.xinference.plugins.module_utils._ansible import (
+from ansible_collections.airgap.xinference.plugins.module_utils._server import (
     SERVER_OPTIONS,
     SERVER_TOGETHER,
     client_from,
-    failing,
+    talking,
 )
 from ansible_collections.airgap.xinference.plugins.module_utils.server.client import ServerError
 from ansible_collections.airgap.xinference.plugins.module_utils.server.registration import (
@@ -152,7 +152,7 @@ def main() -> None:
     )
     options = module.params
     client = client_from(module)
-    with failing(module, ServerError, DefinitionError):
+    with talking(module, ServerError, DefinitionError):
         todo = plan(client, options["model_type"], options["state"], options["model_name"], options["definition"])
         definition = todo.after if todo.changed else todo.before
         if todo.changed and not module.check_mode:

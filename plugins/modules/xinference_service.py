@@ -36,8 +36,8 @@ options:
     default: 180
   definition:
     description:
-      - C(definition) that M(airgap.xinference.xinference_release) returned. Needed in check mode only, where the release
-        is not in force yet.
+      - The definition that M(airgap.xinference.xinference_release) returned. Needed in check mode only, where the new
+        release is not in force.
     type: str
 extends_documentation_fragment:
   - airgap.xinference.attributes
@@ -160,11 +160,11 @@ def main() -> None:
 
 def fail_with_log(module: AnsibleModule, error: service.NotHealthy) -> None:
     """Fail with the end of the server's log, and with what it means where that is known."""
-    known = diagnose(error.log)
-    if known is None:
-        module.fail_json(msg=str(error), log=error.log)
-    message = f"{error}\nCause: {known.cause}\nCure: {known.cure}"
-    module.fail_json(msg=message, log=error.log, diagnosis={"cause": known.cause, "cure": known.cure})
+    message, known, more = str(error), diagnose(error.log), {}
+    if known:
+        message += f"\nCause: {known.cause}\nCure: {known.cure}"
+        more = {"diagnosis": {"cause": known.cause, "cure": known.cure}}
+    module.fail_json(msg=message, log=error.log, **more)
 
 
 if __name__ == "__main__":

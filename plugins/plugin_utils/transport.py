@@ -17,7 +17,7 @@ import subprocess
 import tarfile
 import tempfile
 from pathlib import Path
-from typing import IO, Any, Protocol, cast
+from typing import Any, BinaryIO, Protocol, cast
 
 from ansible.errors import AnsibleError
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import Bundle
@@ -128,7 +128,7 @@ def _run_rsync(command: list[str], stderr: Any, progress: Progress) -> int:
     before = progress.done
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr) as process:
         try:
-            output, rest = cast("IO[bytes]", process.stdout).fileno(), ""
+            output, rest = cast(BinaryIO, process.stdout).fileno(), ""
             while chunk := os.read(output, 4096):
                 *lines, rest = re.split(r"[\r\n]", rest + chunk.decode("ascii", "replace"))
                 counts = [match for line in lines if (match := _RSYNC_BYTES.match(line))]

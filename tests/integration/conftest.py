@@ -20,7 +20,8 @@ from servers import NEW, OLD, Missing, Server
 ADMIN = {"username": "admin", "password": "only-for-tests"}
 
 
-def _give_up(reason: str) -> None:
+def give_up(reason: str) -> None:
+    """Skip the test, or on CI fail it."""
     if os.environ.get("CI", "").lower() in ("1", "true"):
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
@@ -36,7 +37,7 @@ def server_of() -> Iterator[Callable[[str], Server]]:
             try:
                 started[version] = servers.start(version)
             except Missing as error:
-                _give_up(str(error))
+                give_up(str(error))
         return started[version]
 
     yield get
@@ -78,7 +79,7 @@ def guarded_server() -> Iterator[Server]:
         # All tests come from one address, and each may be refused once.
         found = servers.start(NEW, auth=True, env={"XINFERENCE_RATE_LIMIT_IP_MAX_FAILURES": "1000"})
     except Missing as error:
-        _give_up(str(error))
+        give_up(str(error))
     try:
         found.client().setup_admin(found.setup_token(), **ADMIN)
         yield found
@@ -94,7 +95,7 @@ def models() -> Callable[[str], str]:
         try:
             python = servers.environment(OLD) / "bin" / "python"
         except Missing as error:
-            _give_up(str(error))
+            give_up(str(error))
         return str(tiny_models.model_dir(kind, python))
 
     return path

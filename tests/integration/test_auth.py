@@ -12,7 +12,7 @@ from typing import Callable
 import pytest
 import servers
 from ansible_collections.airgap.xinference.plugins.module_utils.server.client import AccessRefused, Client
-from conftest import ADMIN
+from conftest import ADMIN, give_up
 from doors import Recorder, run_module
 from servers import OLD, Server
 
@@ -62,7 +62,7 @@ def test_a_key_lists_and_infers_and_does_not_launch(guarded_server: Server, mode
 def test_a_refusal_is_tried_once(guarded_server: Server, wrong: dict) -> None:
     with Recorder(guarded_server.endpoint) as recorder:
         client = Client(recorder.endpoint, **wrong)
-        for _ in range(3):
+        for _attempt in range(3):
             with pytest.raises(AccessRefused):
                 client.models()
         refused = [line for line in recorder.lines if line.endswith(" 401")]
@@ -80,7 +80,7 @@ def test_a_refusal_is_tried_once(guarded_server: Server, wrong: dict) -> None:
 )
 def test_modules_try_a_refused_key_once(guarded_server: Server, module: str, options: dict, wrong: dict) -> None:
     with Recorder(guarded_server.endpoint) as recorder:
-        result, _ = run_module(module, {"endpoint": recorder.endpoint, **options, **wrong})
+        result, _seconds = run_module(module, {"endpoint": recorder.endpoint, **options, **wrong})
         assert result["failed"], result
         assert "refused" in result["msg"]
         assert result["diagnosis"]["name"] == "wrong-credentials"
@@ -97,7 +97,7 @@ def test_an_old_server_with_a_configuration_file(tmp_path: Path) -> None:
     try:
         server = servers.start(OLD, arguments=["--auth-config", str(file)])
     except servers.Missing as error:
-        pytest.skip(str(error))
+        give_up(str(error))
     try:
         assert server.client().auth_enabled() is True
         assert server.client(api_key="sk-72tkvudyGLPMi").models() == {}

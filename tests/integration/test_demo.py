@@ -242,10 +242,12 @@ def neighbour() -> Iterator[str]:
     """A web server that everything with a network on this machine reaches, by an address that is no loopback."""
     told = json.loads(subprocess.run(["ip", "-json", "address"], stdout=subprocess.PIPE, check=True).stdout)
     addresses = [one["local"] for link in told for one in link["addr_info"] if one["scope"] == "global"]
-    (address, *_) = [one for one in addresses if ":" not in one] or pytest.skip("this machine has no network")
-    with http.server.HTTPServer((address, 0), http.server.SimpleHTTPRequestHandler) as server:
+    addresses = [one for one in addresses if ":" not in one]
+    if not addresses:
+        pytest.skip("this machine has no network that could be left out")
+    with http.server.HTTPServer((addresses[0], 0), http.server.SimpleHTTPRequestHandler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://{address}:{server.server_port}/"
+        yield f"http://{addresses[0]}:{server.server_port}/"
         server.shutdown()
 
 

@@ -11,6 +11,7 @@ from typing import Callable
 import pytest
 import servers
 from ansible_collections.airgap.xinference.plugins.module_utils.server.client import ServerError
+from conftest import give_up
 from doors import run_module
 from servers import NEW, OLD, Server, free_port
 
@@ -20,9 +21,9 @@ def test_a_server_is_waited_for_while_it_starts(version: str) -> None:
     try:
         server = servers.start(version, wait=False)
     except servers.Missing as error:
-        pytest.skip(str(error))
+        give_up(str(error))
     try:
-        result, _ = run_module("xinference_health", {"endpoint": server.endpoint, "wait_timeout": 120})
+        result, _seconds = run_module("xinference_health", {"endpoint": server.endpoint, "wait_timeout": 120})
         assert result.get("failed") is None, result
         assert result["healthy"] and result["version"] == version and result["supported"]
         assert result["waited_s"] > 1
@@ -42,7 +43,7 @@ def test_the_wait_has_an_end() -> None:
 
 
 def test_fail_false_only_reports() -> None:
-    result, _ = run_module("xinference_health", {"endpoint": f"http://127.0.0.1:{free_port()}", "fail": False})
+    result, _seconds = run_module("xinference_health", {"endpoint": f"http://127.0.0.1:{free_port()}", "fail": False})
     assert not result.get("failed") and result["healthy"] is False and result["problems"]
 
 
@@ -73,14 +74,14 @@ def test_models_and_probes(server: Server, models: Callable[[str], str]) -> None
     entry = {**real, "probe": {"expect": {"dimensions": 384}}}
     disabled = {"model_uid": "off", "enabled": False}
     asked = {"endpoint": server.endpoint, "probe": True}
-    result, _ = run_module("xinference_health", {**asked, "models": [entry, disabled]})
+    result, _seconds = run_module("xinference_health", {**asked, "models": [entry, disabled]})
     assert result["healthy"], result
     assert result["models"]["real"]["state"] == "ready"
     assert result["probes"]["real"]["state"] == "passed"
     assert result["probes"]["real"]["latency_s"] < 10
-    result, _ = run_module("xinference_health", {**asked, "models": [real]})
+    result, _seconds = run_module("xinference_health", {**asked, "models": [real]})
     assert result["failed"] and "have 384 dimensions, and the model is registered with 768" in result["msg"]
-    listed, _ = run_module("xinference_model_info", {"endpoint": server.endpoint, "model_uid": "real"})
+    listed, _seconds = run_module("xinference_model_info", {"endpoint": server.endpoint, "model_uid": "real"})
     (model,) = listed["models"]
     assert model["state"] == "ready" and model["model"]["model_name"] == "bce-embedding-base_v1"
     assert listed["version"] == server.version and listed["changed"] is False

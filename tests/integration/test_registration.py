@@ -32,7 +32,7 @@ FLAT = {
 def register(endpoint: str, check: bool = False, **options: Any) -> Dict[str, Any]:
     """The result of the module for an embedding model."""
     params = {"endpoint": endpoint, "model_type": "embedding", **options}
-    result, _ = run_module("xinference_registration", params, check)
+    result, _seconds = run_module("xinference_registration", params, check)
     return result
 
 

@@ -23,8 +23,10 @@ from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence
 
 if TYPE_CHECKING or __name__ != "__main__":
     from . import native_run
+    from .native_run import say
 else:
     import native_run
+    from native_run import say
 
 SOCKET_LIMIT = 100
 """Bytes a path of a unix socket may have; the kernel ends at 107."""
@@ -269,20 +271,20 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     try:
         native = Native(options.root)
         if options.verb == "logs":
-            print(native.logs(options.lines))
+            say(native.logs(options.lines))
             return 0
         if options.verb in ("stop", "restart"):
             native.stop()
         if options.verb == "restart" or (options.verb == "start" and not native.managed):
             native.start()
     except ServiceError as error:
-        print(error, file=sys.stderr)
+        sys.stderr.write(f"{error}\n")
         return 1
     state = native.state()
     if options.verb == "status":
-        print(f"running, process {state.pid}, release {state.release}" if state.active else "not running")
+        say(f"running, process {state.pid}, release {state.release}" if state.active else "not running")
     return 0 if state.active or options.verb != "status" else 3
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

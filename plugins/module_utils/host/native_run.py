@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -88,6 +89,12 @@ def socket_directory(root: Path) -> str:
     return tempfile.mkdtemp(prefix="xinference-", dir="/tmp")
 
 
+def say(line: str) -> None:
+    """Print a line at once, for the log or for a person."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 def write(path: Path, content: Dict[str, Any]) -> None:
     """Replace a small JSON file at once."""
     new = path.with_name(path.name + ".new")
@@ -101,7 +108,7 @@ def run(root: Path) -> int:
     state = {"release": Path(os.readlink(str(root / "current"))).name, "digest": digest(root), "runner": os.getpid()}
     left = sweep(root)
     if left:
-        print(f"Ended {len(left)} processes that an earlier server left behind", flush=True)
+        say(f"Ended {len(left)} processes that an earlier server left behind")
     stopping: List[int] = []
 
     def stop(number: int, _frame: Any) -> None:
@@ -109,7 +116,8 @@ def run(root: Path) -> int:
         with contextlib.suppress(ProcessLookupError):
             server.send_signal(signal.SIGTERM)
 
-    environment = {SOCKETS: socket_directory(root), **service["environment"], MARK: str(root)}
+    sockets = socket_directory(root)
+    environment = {SOCKETS: sockets, **service["environment"], MARK: str(root)}
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     server = subprocess.Popen(
         service["command"], env=environment, cwd=service["directory"], stdin=subprocess.DEVNULL, preexec_fn=_unblock
@@ -121,11 +129,13 @@ def run(root: Path) -> int:
     _unblock()
     code = _wait(server, stopping, float(service["stop_timeout"]))
     sweep(root)
+    if sockets != str(root / "run"):
+        shutil.rmtree(sockets, ignore_errors=True)
     lived = round(time.time() - started, 1)
     write(root / LAST_EXIT, {**state, "code": code, "lived": lived, "ended": time.time(), "asked": bool(stopping)})
     with contextlib.suppress(FileNotFoundError):
         (root / STATE).unlink()
-    print(f"The server ended with code {code} after {lived} s", flush=True)
+    say(f"The server ended with code {code} after {lived} s")
     return 0 if stopping else 1
 
 
@@ -149,4 +159,4 @@ def _wait(server: subprocess.Popen[bytes], stopping: List[int], patience: float)
 
 
 if __name__ == "__main__":
-    sys.exit(run(Path(sys.argv[1])))
+    raise SystemExit(run(Path(sys.argv[1])))

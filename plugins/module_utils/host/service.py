@@ -37,10 +37,11 @@ class NotHealthy(ServiceError):
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do (`start`, `restart`, `stop` or `none`) and why."""
+    """What to do (`start`, `restart`, `stop` or `none`) and why; `running` says whether the server shall run then."""
 
     action: str
     reason: str
+    running: bool = True
 
 
 def plan(native: Native, wanted: str, now: State, definition: str) -> Plan:
@@ -49,7 +50,8 @@ def plan(native: Native, wanted: str, now: State, definition: str) -> Plan:
     `definition` is the digest of the definition a server started now would have.
     """
     if wanted == "stopped":
-        return Plan("stop", "asked for") if now.active or _anything(native) else Plan("none", "not running")
+        there = now.active or _anything(native)
+        return Plan("stop", "asked for", running=False) if there else Plan("none", "not running", running=False)
     if not now.active:
         return Plan("start", "not running")
     if wanted == "restarted":
@@ -73,15 +75,14 @@ def changed_keys(native: Native, now: State) -> List[str]:
 
 
 def carry_out(native: Native, step: Plan, timeout: float) -> None:
-    """Do what was planned and wait for the server to answer; raises ServiceError, NotHealthy with the log."""
+    """Do what was planned and wait for a server that shall run; raises ServiceError, NotHealthy with the log."""
     started = time.time()
-    if step.action == "stop":
+    if step.action != "none":
         native.stop()
-        return
     if step.action in ("start", "restart"):
-        native.stop()
         native.start()
-    wait(native, timeout, since=started)
+    if step.running:
+        wait(native, timeout, since=started)
 
 
 def wait(native: Native, timeout: float, since: float) -> None:

@@ -20,7 +20,7 @@ from .converge import LIMIT, TIMEOUT, Listener, Outcome, converge
 from .plan import Step, plan
 from .record import Record, lock
 from .running import look
-from .spec import ModelSpec, parse
+from .spec import ModelSpec, SpecError, parse
 from .view import View
 
 LOCK_WAIT = 600.0
@@ -112,12 +112,15 @@ def shipped_paths(root: Union[str, Path], view: Optional[View] = None) -> Option
 
     Without a `view` these are their paths on this host.
     """
+    path = Path(root) / "state" / "artifacts.json"
     try:
-        text = (Path(root) / "state" / "artifacts.json").read_text(encoding="utf-8")
+        found = json.loads(path.read_text(encoding="utf-8"))
+        paths = {name: str(artifact["path"]) for name, artifact in found.get("models", {}).items()}
     except FileNotFoundError:
         return None
-    found = {name: str(artifact["path"]) for name, artifact in json.loads(text).get("models", {}).items()}
-    return {name: view.path(path) for name, path in found.items()} if view else found
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise SpecError([f"{path} does not list what was shipped ({error}); ship the bundle again"]) from error
+    return {name: view.path(path) for name, path in paths.items()} if view else paths
 
 
 def _custom_names(client: Client, kind: str) -> List[str]:

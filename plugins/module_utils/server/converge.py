@@ -165,7 +165,8 @@ class _Work:
 
     def _keep(self, step: Step, launcher: Launcher, done: _Done) -> None:
         """Take a model as it is, after waiting for it where it is still being launched."""
-        assert step.spec and step.seen
+        if step.spec is None or step.seen is None:
+            raise ValueError(f"a step that keeps {step.uid} needs its specification and what runs")
         found = step.seen
         if found.state != "ready":
             self.listener(step.uid, "wait")
@@ -181,7 +182,8 @@ class _Work:
         done.changed = step.action == "adopt"
 
     def _launch(self, step: Step, launcher: Launcher, done: _Done) -> None:
-        assert step.spec
+        if step.spec is None:
+            raise ValueError(f"a step that launches {step.uid} needs its specification")
         if step.action == "relaunch":
             self.listener(step.uid, "terminate")
             launcher.stop(step.seen)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any, Callable, Mapping, Optional
 
@@ -15,12 +16,25 @@ from .transport import ACTOR
 
 TAKEN = "already in the model list"
 GONE = "not found in the model list"
+# "uid-rep0 is running": a replica whose launch was cancelled and has not ended. Nothing was done for the new one.
+UNWINDING = re.compile(r"-(rep)?\d+ is running$")
+HELD = Diagnosis(
+    cause="An earlier launch of this uid was cancelled or hangs, and the server does not let go of it.",
+    cure="Restart the server; it offers no other way to free the uid. Until then the model can run under another uid.",
+)
+NO_REASON = Diagnosis(
+    cause="The server gives no reason. Xinference does so when it could not start a process for the model within 60 s, "
+    "most often because another model hangs while it loads.",
+    cure="Look at the end of the server's log. Terminate the model that hangs, or restart the server, and run again.",
+)
 # A model whose process died is launched again by the server itself; that is given this long before we step in.
 SELF_RECOVERY = 20.0
 # A terminated engine may need this long to give its GPU memory back before the server answers.
 TERMINATE_LIMIT = 180.0
 # How long a cancelled launch may take to unwind.
 CANCEL_LIMIT = 90.0
+# How long a launch of the same uid that was cancelled before may still be in the way.
+UNWIND_LIMIT, UNWIND_PAUSE = 30.0, 2.0
 # How long a server that launches big models may fail to answer before the launch counts as lost.
 SILENCE = 60.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 2.0
@@ -53,7 +67,7 @@ class Launcher:
         """Launch and wait until the model serves. Whatever a failure leaves behind is cleared away first."""
         try:
             try:
-                return self._launch(payload)
+                return self._persistent(payload)
             except ServerError as refusal:
                 if TAKEN not in refusal.detail:
                     raise
@@ -79,7 +93,7 @@ class Launcher:
                 raise LaunchFailed("the server forgot the launch: it was restarted, or somebody stopped the model")
             if found.status == "ERROR":
                 said = ACTOR.sub("", found.error)
-                raise LaunchFailed(said or "the server gives no reason; the end of its log has it", said)
+                raise LaunchFailed(said or "the server gives no reason", said, None if said else NO_REASON)
             if found.loaded:
                 return self._listed()
             if time.monotonic() >= self.deadline:
@@ -111,6 +125,20 @@ class Launcher:
                 return
             time.sleep(FIRST_PAUSE)
         raise LaunchFailed(f"it has been terminating for {time.monotonic() - self.started:.0f} s, and does not end")
+
+    def _persistent(self, payload: Mapping[str, Any]) -> Running:
+        """Launch; again while an earlier launch of the same uid is still being unwound."""
+        end = min(self.deadline, time.monotonic() + UNWIND_LIMIT)
+        while True:
+            try:
+                return self._launch(payload)
+            except (ServerError, LaunchFailed) as failure:
+                said = failure.said if isinstance(failure, LaunchFailed) else failure.detail
+                if not UNWINDING.search(said.strip()):
+                    raise
+                if time.monotonic() >= end:
+                    raise LaunchFailed(said, diagnosis=HELD) from failure
+            time.sleep(UNWIND_PAUSE)
 
     def _launch(self, payload: Mapping[str, Any]) -> Running:
         if self.client.features.launch_returns_early:

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -73,7 +75,7 @@ def runner(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
         command = [str(tmp_path / "current/bin/run"), str(tmp_path)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         started.append(process)
-        until(lambda: (tmp_path / "run/server.json").exists())
+        until((tmp_path / "run/server.json").exists)
         until(lambda: len(list(native_run.family(tmp_path))) == 2)
         return process
 
@@ -100,6 +102,7 @@ def test_a_signal_ends_the_server_and_its_workers(tmp_path: Path, runner: Any) -
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 0
     assert list(native_run.family(tmp_path)) == []
+    assert not list(Path("/tmp").glob(f"xinference-{hashlib.sha256(os.fsencode(tmp_path / 'run')).hexdigest()[:12]}"))
     assert native_ctl.Native(tmp_path).last_exit()["asked"] is True
 
 
@@ -151,6 +154,15 @@ def test_a_server_that_dies_while_it_is_waited_for_is_reported_with_its_log(tmp_
     assert caught.value.log == "first\nthe reason"
 
 
+def test_stopping_what_does_not_run_does_nothing_and_waits_for_nothing(tmp_path: Path) -> None:
+    deploy(tmp_path)
+    native = native_ctl.Native(tmp_path)
+    step = service.plan(native, "stopped", native.state(), native.digest)
+    began = time.monotonic()
+    service.carry_out(native, step, 60)
+    assert step.action == "none" and time.monotonic() - began < 5
+
+
 def test_another_program_on_the_port_does_not_pass_for_our_server(tmp_path: Path) -> None:
     wanted = deploy(tmp_path)
     assert not service.owns(native_ctl.Native(tmp_path), wanted["port"])
@@ -187,6 +199,16 @@ def test_managers_get_paths_with_odd_characters_right(tmp_path: Path) -> None:
     native = native_ctl.Native(root)
     assert f'"{root}/current/bin/run"'.replace("%", "%%") in native.unit()
     assert f'"{root}/current/bin/run"'.replace("%", "%%") in native.supervisor_config()
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
+def test_systemd_understands_the_unit(tmp_path: Path) -> None:
+    """It is read only; no systemd is started."""
+    deploy(tmp_path)
+    unit = tmp_path / "xinference.service"
+    unit.write_text(native_ctl.Native(tmp_path).unit())
+    done = subprocess.run(["systemd-analyze", "verify", str(unit)], stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_the_end_of_a_log(tmp_path: Path) -> None:

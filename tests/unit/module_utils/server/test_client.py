@@ -61,7 +61,7 @@ def test_other_errors_are_not_repeated(status):
 def test_a_refused_key_is_tried_once():
     with serving(lambda *_: (401, {"detail": "Could not validate credentials"})) as fake:
         client = Client(fake.endpoint, api_key="sk-wrong")
-        for _ in range(3):
+        for _attempt in range(3):
             with pytest.raises(AccessRefused, match="Check api_key"):
                 client.models()
         assert fake.seen == ["GET /v1/models"]
@@ -73,7 +73,7 @@ def test_a_refused_login_is_tried_once():
 
     with serving(answer) as fake:
         client = Client(fake.endpoint, username="u", password="p")
-        for _ in range(3):
+        for _attempt in range(3):
             with pytest.raises(AccessRefused, match="refused the login of user u: Incorrect username"):
                 client.models()
         assert fake.seen == ["GET /v1/cluster/auth", "POST /token"]

@@ -150,7 +150,7 @@ def scripted(*arguments: Any, **options: Any) -> Any:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """No pause worth speaking of, so that hundreds of polls take no time."""
-    for name in ("FIRST_PAUSE", "LONGEST_PAUSE", "SELF_RECOVERY"):
+    for name in ("FIRST_PAUSE", "LONGEST_PAUSE", "SELF_RECOVERY", "UNWIND_PAUSE"):
         monkeypatch.setattr(launching, name, 0.002)
 
 
@@ -362,6 +362,32 @@ def test_somebody_who_was_faster_keeps_an_equal_model_and_fails_a_different_one(
     assert "m" in server.live and not record.entries
 
 
+@pytest.mark.parametrize("version", ["4.1.0", "1.8.1"])
+def test_an_earlier_launch_that_unwinds_is_waited_for(version, monkeypatch):
+    server = scripted(version, m="m-rep0 is running")
+    launch, left = server.launch, [3]
+
+    def freed_later(payload, timeout=None):
+        left[0] -= 1
+        if not left[0]:
+            server.behaviour.clear()
+        return launch(payload, timeout)
+
+    server.launch = freed_later
+    (outcome,) = do(server, spec()).values()
+    assert outcome.ok and left == [0]
+    monkeypatch.setattr(launching, "UNWIND_LIMIT", 0.0)
+    (outcome,) = do(scripted(version, m="m-0 is running"), spec()).values()
+    assert "Restart the server" in outcome.diagnosis.cure and "m-0 is running" in outcome.error
+
+
+def test_a_failure_without_a_reason_says_where_to_look():
+    server = scripted()
+    server._finish = lambda uid, one: one.update(status="ERROR", error="")
+    (outcome,) = do(server, spec()).values()
+    assert outcome.error == "the server gives no reason" and "log" in outcome.diagnosis.cure
+
+
 def test_a_launch_that_the_server_forgets_is_a_failure():
     (outcome,) = do(scripted(m="forgets"), spec()).values()
     assert "the server forgot the launch" in outcome.error
@@ -388,14 +414,14 @@ def test_a_server_that_is_silent_for_a_while_is_waited_for(monkeypatch):
     (outcome,) = converge(server, [step], Record(None))
     assert outcome.ok
     monkeypatch.setattr(launching, "SILENCE", 0.0)
-    server.instances = lambda uid=None: (_ for _ in ()).throw(Unreachable("dead"))
+    server.instances = lambda uid=None: (_none for _none in ()).throw(Unreachable("dead"))
     (outcome,) = converge(server, plan([spec("n")], {}, {}), Record(None))
     assert outcome.error == "dead"
 
 
 def test_a_record_that_cannot_be_written_fails_that_model(tmp_path, monkeypatch):
     record = Record(tmp_path / "launched.json")
-    monkeypatch.setattr(record, "begin", lambda spec: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(record, "begin", lambda spec: (_none for _none in ()).throw(OSError("disk full")))
     server = scripted()
     (outcome,) = do(server, spec(), record=record).values()
     assert "the record could not be written: disk full" in outcome.error and writes(server) == []
@@ -497,6 +523,14 @@ def test_paths_come_from_what_was_shipped(tmp_path):
     with pytest.raises(SpecError, match="model without source in the bundle"):
         run(scripted(), tmp_path, ENTRY, rehearse=True)
     assert run(scripted(), tmp_path, {**ENTRY, "model_name": "ours"}, rehearse=True).changed
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"models": {"m": {}}}'])
+def test_a_broken_list_of_what_was_shipped_is_said(text, tmp_path):
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "artifacts.json").write_text(text, encoding="utf-8")
+    with pytest.raises(SpecError, match="ship the bundle again"):
+        run(scripted(), tmp_path, ENTRY, rehearse=True)
 
 
 def test_a_broken_record_is_said(tmp_path):

@@ -29,7 +29,7 @@ def test_no_version(text):
 
 
 def test_rows_stand_in_order():
-    numbers = [since for since, _ in CHANGES]
+    numbers = [since for since, _row in CHANGES]
     assert numbers == sorted(set(numbers))
 
 
