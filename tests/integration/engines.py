@@ -40,7 +40,8 @@ class PrivateEngine:
             options = f"size={self.size}"
             subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(self.place)], check=True)
         log = (self.place / "log").open("wb")
-        command = ["dockerd", "--host", self.address, "--pidfile", f"{self.place}/pid"]
+        # In a network of its own: without a bridge, dockerd removes the one of an engine that runs on this machine.
+        command = ["unshare", "--net", "dockerd", "--host", self.address, "--pidfile", f"{self.place}/pid"]
         command += ["--data-root", f"{self.place}/data", "--exec-root", f"{self.place}/exec"]
         command += ["--bridge", "none", "--iptables=false", "--ip-masq=false"]
         self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
