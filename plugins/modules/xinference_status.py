@@ -84,7 +84,7 @@ models:
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.airgap.xinference.plugins.module_utils._ansible import SERVER_TOGETHER, client_from
+from ansible_collections.airgap.xinference.plugins.module_utils._server import SERVER_TOGETHER, client_from
 from ansible_collections.airgap.xinference.plugins.module_utils.host import standing
 from ansible_collections.airgap.xinference.plugins.module_utils.server.client import REQUESTS_ERROR, ServerError
 
