@@ -13,7 +13,7 @@ from typing import Any
 
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import Artifact, Bundle
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.manifest import WHEELS_GLIBC, WHEELS_PLATFORM
-from ansible_collections.airgap.xinference.plugins.module_utils.server.spec import SpecError, parse, source_name
+from ansible_collections.airgap.xinference.plugins.module_utils.server.spec import SpecError, parse
 
 from .bundles import WHEELHOUSE
 from .findings import Facts, Finding, Needs
@@ -27,9 +27,6 @@ def judge_models(needs: Needs, bundle: Bundle | None) -> list[Finding]:
     paths = None
     if bundle is not None:
         paths = {entry.name: entry.name for entry in bundle.artifacts if entry.kind == "models"}
-        # What is switched off need not be in the bundle.
-        off = [entry for entry in needs.models if isinstance(entry, Mapping) and entry.get("enabled") is False]
-        paths.update({name: name for name in map(source_name, off) if name})
     try:
         parse(needs.models, needs.gpus, paths, needs.registrations)
     except SpecError as error:

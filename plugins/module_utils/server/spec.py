@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
 
 from ..companions import launch_extras
-from .fields import FIELDS, LAUNCH_ORDER, NOT_HERE, SOURCE_FIELDS, mapping, suggestion, text
+from .fields import FIELDS, LAUNCH_ORDER, NOT_HERE, SOURCE_FIELDS, boolean, mapping, suggestion, text
 
 # Engines that take a share of the memory that is free when they start. Two of them starting on one GPU at the same
 # time both count the same free memory.
@@ -119,10 +119,12 @@ def parse(
         if not isinstance(entry, Mapping):
             problems.append(f"Entry {number} is not a dictionary of launch fields")
             continue
-        known = _Entry(number, entry, server_gpus, artifacts_paths, set(registrations))
+        off = _is_off(entry)
+        # What is switched off is checked like the rest, but neither bundle nor host need to have it.
+        known = _Entry(number, entry, server_gpus, None if off else artifacts_paths, set(registrations))
         spec = known.spec()
         problems.extend(known.problems)
-        if known.values.get("enabled") is False:
+        if off:
             continue
         uid = known.values.get("model_uid")
         if uid in seen:
@@ -266,6 +268,14 @@ class _Entry:
                 f"(the bundle has {has}); build the bundle again with this entry and ship it"
             )
         return found
+
+
+def _is_off(entry: Mapping[str, Any]) -> bool:
+    """Whether an entry says `enabled: false`; nonsense there is a problem of its field, not an off."""
+    try:
+        return not boolean(entry.get("enabled", True))
+    except ValueError:
+        return False
 
 
 def _shown(value: Any) -> str:

@@ -248,3 +248,12 @@ def test_small_models_come_before_llms():
     assert [spec.uid for spec in sorted(specs, key=lambda spec: spec.rank)] == ["rerank", "audio", "LLM"]
     assert not specs[0].measures_memory
     assert parse([{**EMBEDDING, "model_engine": "vLLM"}])[0].measures_memory
+
+
+@pytest.mark.parametrize("off", [False, "no", "false"])
+def test_what_is_switched_off_need_not_be_in_the_bundle(off):
+    entries = [
+        {**EMBEDDING, "model_uid": "on", "source": {"path": "/srv/models/bge-m3"}},
+        {**EMBEDDING, "model_uid": "off", "source": {"path": "/srv/models/other"}, "enabled": off},
+    ]
+    assert [one.uid for one in parse(entries, artifacts_paths={"bge-m3": "/models/bge-m3/1"})] == ["on"]
