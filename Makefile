@@ -34,8 +34,8 @@ $(VENV)/.test: requirements/test.txt requirements/docker.txt requirements/contro
 	@touch $@
 
 .PHONY: controller test-tools
-controller: $(VENV)/.controller $(LINK)
-test-tools: $(VENV)/.test $(LINK)
+controller: $(VENV)/.controller $(LINK) ## Prepare .venv with Ansible and this collection in it
+test-tools: $(VENV)/.test $(LINK) ## Add to .venv what the tests need
 
 # --- tests ------------------------------------------------------------------------------------------------------------
 
@@ -85,6 +85,22 @@ demo: python-fits controller $(WEIGHTS) ## Bundle, ship, serve and verify a real
 
 demo-stop: controller ## End the server of the demo and every process that belongs to it
 	@$(DEMO_PLAYBOOK) playbooks/stop.yml
+
+# The same over SSH and with Docker, on hosts of the testbed: containers without a way out. Needs root.
+FLEET := build/fleet
+FLEET_PLAYBOOK := ansible-playbook -i inventories/testbed -i $(FLEET)/hosts/inventory/hosts.yml
+
+.PHONY: demo-fleet demo-fleet-stop
+demo-fleet: test-tools $(WEIGHTS) ## Serve two air-gapped hosts with Docker and simulated GPUs, made on this machine (root)
+	@tests/testbed/testbed images
+	@tests/testbed/testbed up --directory $(FLEET)/hosts fleet
+	@$(FLEET_PLAYBOOK) playbooks/bundle.yml
+	@$(FLEET_PLAYBOOK) playbooks/site.yml
+	@$(FLEET_PLAYBOOK) playbooks/status.yml
+	@echo "To go on with them: $(FLEET_PLAYBOOK) playbooks/..."
+
+demo-fleet-stop: controller ## Remove the hosts of make demo-fleet
+	@tests/testbed/testbed down --directory $(FLEET)/hosts fleet
 
 python-fits:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "The controller needs Python 3.11 or newer and $(PYTHON) is $$($(PYTHON) --version 2>&1); run \`make $(MAKECMDGOALS) PYTHON=python3.11\` with one that is installed." >&2; exit 1; }
