@@ -42,8 +42,8 @@ test-tools: $(VENV)/.test $(LINK) ## Add to .venv what the tests need
 # The oldest and the newest Python that may meet our host-side code; set UNIT_PYTHONS to choose others.
 UNIT_PYTHONS ?= 3.8 3.13
 
-.PHONY: test lint sanity unit integration
-test: lint sanity unit integration ## Run every test: lint, sanity, unit, integration (real Xinference 4.1.0 and 1.8.1)
+.PHONY: test lint sanity unit integration molecule
+test: lint sanity unit integration molecule ## Run every test: lint, sanity, unit, integration (real servers), molecule
 
 lint: test-tools ## Check style, types, YAML, roles (production profile) and the changelog
 	ruff check .
@@ -63,6 +63,12 @@ unit: test-tools ## Run the unit tests, on the oldest and the newest supported P
 
 integration: test-tools ## Run the integration tests against real servers
 	tests/integration/run $(TESTS)
+
+# SCENARIO=name runs one of molecule/*; MOLECULE_ARGS goes to molecule, for example --destroy=never.
+SCENARIO ?=
+MOLECULE_ARGS ?=
+molecule: test-tools ## Run playbooks on air-gapped hosts with real engines (SCENARIO=site, site-1-8, native, preflight)
+	MOLECULE_GLOB='molecule/*/molecule.yml' molecule test $(if $(SCENARIO),--scenario-name $(SCENARIO),--all) $(MOLECULE_ARGS)
 
 .PHONY: bench
 bench: test-tools ## Measure convergence on a real server, into build/bench/converge.json

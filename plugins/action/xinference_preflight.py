@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
+from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure, AnsibleError
 from ansible.module_utils.common.text.formatters import human_to_bytes
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
@@ -134,8 +134,8 @@ class ActionModule(ActionBase):
         before = time.time()
         try:
             facts = self._execute_module("airgap.xinference.xinference_host_info", arguments, task_vars=task_vars)
-        except AnsibleConnectionFailure as error:
-            return {"unreachable": True, "msg": str(error)}
+        except AnsibleError as error:
+            return {"unreachable": isinstance(error, AnsibleConnectionFailure), "msg": str(error)}
         if "clock" in facts:
             facts["clock_skew"] = skew(float(facts["clock"]), before, time.time())
         return facts

@@ -42,7 +42,7 @@ class ActionModule(ActionBase):
         )
         wrong: list[str] = []
         if options["findings"] is not None:
-            rows = {host: (found or {}).get("findings") or [] for host, found in options["findings"].items()}
+            rows = {host: findings.rows_of(found or {}) for host, found in options["findings"].items()}
             lines, content = findings.table(rows), {"findings": rows}
         elif options["standing"] is not None:
             lines, content = standing.table(options["standing"]), {"hosts": options["standing"]}

@@ -54,6 +54,14 @@ class Needs(NamedTuple):
     require_airgap: bool = False
 
 
+def rows_of(result: Mapping[str, Any]) -> list[Mapping[str, str]]:
+    """The findings in the result of a host; a host that has none in it could not be checked, which is a finding."""
+    if "findings" in result:
+        return list(result["findings"])
+    why = " ".join(str(result.get("msg") or "there is no result").split())
+    return [Finding("preflight", "a host that can be checked", why, "mend that, then run again").row()]
+
+
 def details(row: Mapping[str, str]) -> list[str]:
     """Lines that tell one finding: what was wanted, found, and what to do, as far as there are words."""
     told = [(label, row[label]) for label in ("wanted", "found", "cure") if row.get(label)]

@@ -17,7 +17,9 @@ from ansible_collections.airgap.xinference.plugins.module_utils.bundle.wheelhous
     collect,
     facts_of,
     interpreter_facts,
+    pip_command,
     pip_of,
+    platform_tags,
     up_to_date,
     wheels_in,
 )
@@ -155,3 +157,19 @@ def test_a_python_without_pip_borrows_that_of_another() -> None:
 @pytest.mark.parametrize("file", ["x.whl", "a-b.whl", "torch-2.13.0.tar.gz", "a-1-2-3-4-5-6.whl"])
 def test_what_is_no_wheel(file: str) -> None:
     assert Wheel.parse(file) is None
+
+
+def test_wheels_for_another_python_are_downloaded_and_never_built() -> None:
+    order = Order(("vllm",), version="3.12", platform="manylinux_2_28_x86_64")
+    here = {"tag": "cp311", "platform": "linux_x86_64"}
+    command = pip_command(["pip"], order, Path("r"), Path("c"), Path("t"), here)
+    assert command[1] == "download" and "--only-binary=:all:" in command
+    assert command[command.index("--python-version") + 1] == "312"
+    platforms = [after for word, after in zip(command, command[1:]) if word == "--platform"]
+    assert platforms[0] == "manylinux_2_28_x86_64" and "manylinux2014_x86_64" in platforms
+    assert order.key(here) != Order(("vllm",)).key(here)
+    assert facts_of([], order, here)["airgap.xinference.python"] == "cp312"
+
+
+def test_platforms_that_have_no_older_ones_stand_alone() -> None:
+    assert platform_tags("macosx_14_0_arm64") == ["macosx_14_0_arm64"]
