@@ -17,7 +17,7 @@ from conftest import Run, Site, as_root
 from expected import MODELS, SECRET, SITES, VERSION
 
 ROOT = "/opt/xinference"
-OUTSIDE = "import socket; socket.create_connection(('1.1.1.1', 443), 3)"
+OUTSIDE = "import socket; socket.create_connection(('192.0.2.1', 443), 3)"
 MOUNTS = {
     "/root/.xinference": True,
     "/models": False,

@@ -49,7 +49,7 @@ CHANGES = (
 def outside() -> Iterator[str]:
     """An address that only a host with a way out reaches: this machine, where its own way out begins."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("1.1.1.1", 9))  # sends nothing
+        probe.connect(("192.0.2.1", 9))  # sends nothing
         address = probe.getsockname()[0]
     with socket.create_server((address, 0)) as server:
         threading.Thread(target=lambda: [server.accept() for _ in range(99)], daemon=True).start()
