@@ -104,6 +104,8 @@ def model_uid(value: Any) -> str:
         raise ValueError(f"has {len(uid)} characters; Xinference takes at most {UID_LENGTH}")
     if "/" in uid:
         raise ValueError('contains "/"; Xinference launches such a model, and can then never terminate it')
+    if uid in (".", ".."):
+        raise ValueError("is a step in a path, not a name; Xinference launches it, and can then never terminate it")
     if uid != uid.strip() or not uid.isprintable():
         raise ValueError("begins or ends with a blank or contains an unprintable character")
     if REPLICA_SUFFIX.search(uid):
