@@ -97,6 +97,8 @@ def test_the_fingerprint_is_stable_over_releases():
     ("uid", "words"),
     [
         ("org/model", '"/"'),
+        (".", "never terminate"),
+        ("..", "never terminate"),
         ("minilm-rep0", '"-rep" and a number'),
         ("m" * 101, "101 characters"),
         ("", "is empty"),
