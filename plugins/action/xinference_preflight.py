@@ -29,11 +29,13 @@ from ansible_collections.airgap.xinference.plugins.plugin_utils.findings import 
     report,
 )
 from ansible_collections.airgap.xinference.plugins.plugin_utils.readiness import (
+    judge_access,
     judge_host,
     judge_models,
     wanted_gpus,
 )
 from ansible_collections.airgap.xinference.plugins.plugin_utils.readiness_system import skew
+from ansible_collections.airgap.xinference.plugins.plugin_utils.variables import judge_variables
 
 display = Display()
 
@@ -46,6 +48,7 @@ ARGUMENTS = {
     "backend": {"type": "str", "choices": sorted(ALWAYS), "default": "native"},
     "gpus": {"type": "list", "elements": "str", "default": []},
     "address": {"type": "str", "default": "127.0.0.1"},
+    "open_allowed": {"type": "bool", "default": False},
     "port": {"type": "int", "default": 9997},
     "python": {"type": "str"},
     "image": {"type": "str", "default": ""},
@@ -72,13 +75,13 @@ class ActionModule(ActionBase):
         task_vars = task_vars or {}
         _validation, options = self.validate_argument_spec(argument_spec=ARGUMENTS)
         host = task_vars.get("inventory_hostname", "host")
-        fields = ("root", "address", "port", "gpus", "models", "registrations", "backend", "image")
+        fields = ("root", "address", "port", "gpus", "models", "registrations", "backend", "image", "open_allowed")
         limits = ("max_clock_skew", "require_airgap")
         needs = Needs(
             **{field: options[field] for field in (*fields, *limits)}, min_memory=human_to_bytes(options["min_memory"])
         )
         bundle, artifacts, findings = self._look_at_bundle(options, host)
-        findings += judge_models(needs, bundle)
+        findings += judge_variables(task_vars) + judge_access(needs) + judge_models(needs, bundle)
         facts = self._look_at_host(options, needs, artifacts, task_vars)
         findings += judge_host(needs, facts, bundle, artifacts) if "place" in facts else [_unusable(facts)]
         problems = [finding for finding in findings if finding.severity == PROBLEM]

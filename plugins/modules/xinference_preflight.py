@@ -62,6 +62,10 @@ options:
     description: The address the server shall listen on.
     type: str
     default: 127.0.0.1
+  open_allowed:
+    description: Whether the server may be reached from other hosts without authentication, or has authentication.
+    type: bool
+    default: false
   port:
     description: The port the server shall listen on. A server of ours on it is no problem.
     type: int

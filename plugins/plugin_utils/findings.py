@@ -48,6 +48,7 @@ class Needs(NamedTuple):
     models: Sequence[Any]
     registrations: Sequence[str]
     backend: str = "native"
+    open_allowed: bool = False
     image: str = ""
     min_memory: int = 0
     max_clock_skew: float = 300.0

@@ -21,6 +21,8 @@ from .readiness_disk import judge_disk
 from .readiness_docker import judge_docker
 from .readiness_system import judge_system
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
 
 def judge_models(needs: Needs, bundle: Bundle | None) -> list[Finding]:
     """Model entries that cannot be launched; with a bundle also those whose model is not in it."""
@@ -32,6 +34,15 @@ def judge_models(needs: Needs, bundle: Bundle | None) -> list[Finding]:
     except SpecError as error:
         return [Finding("models", "", problem, "") for problem in error.problems]
     return []
+
+
+def judge_access(needs: Needs) -> list[Finding]:
+    """Whether the server would be open to everyone who reaches its port."""
+    if needs.open_allowed or needs.address in LOOPBACK:
+        return []
+    cure = "set xinference_server_auth: true, listen on 127.0.0.1, or say xinference_server_allow_open: true"
+    found = f"{needs.address}:{needs.port} open to everyone who reaches it"
+    return [Finding("access", "a server that asks who is there, or is reached from its host only", found, cure)]
 
 
 def judge_host(needs: Needs, facts: Facts, bundle: Bundle | None, artifacts: Sequence[Artifact]) -> list[Finding]:
