@@ -263,12 +263,13 @@ directory:
   sample: /opt/xinference/releases/5d41402abc4b
 """
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any, Dict, List, Mapping
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.airgap.xinference.plugins.module_utils._ansible import failing
+from ansible_collections.airgap.xinference.plugins.module_utils._ansible import failing, hide
 from ansible_collections.airgap.xinference.plugins.module_utils.host import (
     compose,
     definition,
@@ -279,6 +280,7 @@ from ansible_collections.airgap.xinference.plugins.module_utils.host import (
 from ansible_collections.airgap.xinference.plugins.module_utils.host.backends import OtherBackend, refuse_other
 from ansible_collections.airgap.xinference.plugins.module_utils.host.docker_cli import Docker, DockerError
 from ansible_collections.airgap.xinference.plugins.module_utils.host.gpus import Given, given
+from ansible_collections.airgap.xinference.plugins.module_utils.host.native_ctl import ServiceError, locked
 
 SERVICE = {
     "name": {"type": "str", "default": "xinference"},
@@ -334,9 +336,12 @@ def main() -> None:
         required_one_of=[("service", "container")],
         supports_check_mode=True,
     )
+    hide(module, *(module.params[name] for name in ("service", "container", "models")))
     root = Path(module.params["root"])
     result: Dict[str, Any] = {}
-    with failing(module, OSError, ValueError, DockerError, OtherBackend):
+    # Two plays on one host: the second waits.
+    alone = contextlib.nullcontext() if module.check_mode else locked(root)
+    with failing(module, OSError, ValueError, DockerError, OtherBackend, ServiceError), alone:
         if module.params["service"]:
             files = native(module, root)
             result["definition"] = definition.digest(files)

@@ -114,13 +114,14 @@ diagnosis:
   type: dict
 """
 
+import contextlib
 import time
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.airgap.xinference.plugins.module_utils._ansible import failing
 from ansible_collections.airgap.xinference.plugins.module_utils.host import service
-from ansible_collections.airgap.xinference.plugins.module_utils.host.native_ctl import Native, ServiceError
+from ansible_collections.airgap.xinference.plugins.module_utils.host.native_ctl import Native, ServiceError, locked
 from ansible_collections.airgap.xinference.plugins.module_utils.server.diagnose import diagnose
 
 
@@ -138,7 +139,9 @@ def main() -> None:
     started = time.monotonic()
     if not (root / "current").is_symlink() and (wanted == "stopped" or module.check_mode):
         module.exit_json(changed=wanted != "stopped", action="none", reason="nothing was deployed here", active=False)
-    with failing(module, ServiceError, OSError):
+    # Two plays on one host: the second waits, and finds the work done.
+    alone = contextlib.nullcontext() if module.check_mode else locked(root)
+    with failing(module, ServiceError, OSError), alone:
         native = Native(root)
         before = native.state()
         step = service.plan(native, wanted, before, module.params["definition"] or native.digest)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Optional, Sequence, Set
 
 if TYPE_CHECKING or __name__ != "__main__":
     from . import native_run
@@ -33,6 +34,8 @@ SOCKET_LIMIT = 100
 UNITS = Path("/etc/systemd/system")
 GRACE = 15.0
 """Seconds a manager gets beyond the server's own time to stop."""
+LOCK = "state/service.lock"
+_held: Set[Path] = set()
 
 
 class ServiceError(Exception):
@@ -65,7 +68,6 @@ class Native:
         self.name = str(self.service["name"])
         self.systemd = use_systemd(str(self.service["manager"]))
         self.patience = float(self.service["stop_timeout"]) + GRACE
-        self.pidfile = root / "run" / "supervisord.pid"
         self.config = root / "run" / "supervisord.conf"
 
     @property
@@ -91,6 +93,10 @@ class Native:
 
     def start(self) -> None:
         """Start the server under its manager and return at once; raises ServiceError."""
+        with locked(self.root):
+            self._start()
+
+    def _start(self) -> None:
         for name in ("run", "logs", "home"):
             (self.root / name).mkdir(mode=0o700 if name == "run" else 0o750, parents=True, exist_ok=True)
         if self.systemd:
@@ -102,31 +108,41 @@ class Native:
             self._call(["systemctl", "enable", "--quiet", self.name])
             self._call(["systemctl", "restart", self.name])
             return
-        if self._supervisor_pid():
+        if self.supervisors():
             raise ServiceError(f"{self.name} is under supervisord already; stop it first")
         self.config.write_text(self.supervisor_config(), encoding="utf-8")
         self._call([self.python, "-m", "supervisor.supervisord", "-c", str(self.config)])
 
     def stop(self) -> bool:
         """Stop the server and everything that belongs to it; returns whether anything was running."""
-        found = self.managed
-        if self._unit_active():
-            self._call(["systemctl", "disable", "--quiet", "--now", self.name])
-        pid = self._supervisor_pid()
-        if pid:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
-            deadline = time.monotonic() + self.patience
-            while self._supervisor_pid() and time.monotonic() < deadline:
-                time.sleep(0.1)
-            if self._supervisor_pid():
-                os.kill(pid, signal.SIGKILL)
-        return bool(native_run.sweep(self.root)) or found
+        with locked(self.root):
+            found = self.managed
+            if self._unit_active():
+                self._call(["systemctl", "disable", "--quiet", "--now", self.name])
+            found = self._end(self.supervisors) or found
+            # A supervisord that was killed leaves the program that started the server.
+            found = self._end(self.runners) or found
+            return bool(native_run.sweep(self.root)) or found
+
+    @property
+    def managers(self) -> int:
+        """How many managers look after the server, even one that waits to start it again; one is right."""
+        return len(self.supervisors()) + self._unit_active()
 
     @property
     def managed(self) -> bool:
-        """Whether a manager looks after the server, even one that waits to start it again."""
-        return self._supervisor_pid() is not None or self._unit_active()
+        """Whether a manager looks after the server."""
+        return self.managers > 0
+
+    def supervisors(self) -> List[int]:
+        """Every supervisord that runs with our configuration, whatever became of its pid file and its socket."""
+        config = os.fsencode(str(self.config))
+        return _processes(lambda words: config in words and any(word.endswith(b"supervisord") for word in words))
+
+    def runners(self) -> List[int]:
+        """Every program that starts our server and waits for its end."""
+        tail_of = [os.fsencode(str(self.root / native_run.RUNNER)), os.fsencode(str(self.root))]
+        return _processes(lambda words: words[-2:] == tail_of)
 
     def logs(self, lines: int) -> str:
         """The end of what the server printed."""
@@ -220,14 +236,26 @@ stdout_logfile_backups=5
         state = subprocess.run(shown, stdout=subprocess.PIPE, check=False).stdout.decode().strip()
         return state in ("active", "activating", "deactivating", "reloading")
 
-    def _supervisor_pid(self) -> Optional[int]:
-        """The process id of our supervisord, None when it does not run."""
-        try:
-            pid = int(self.pidfile.read_text(encoding="utf-8"))
-            mine = os.fsencode(str(self.config)) in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        except (OSError, ValueError):
-            return None
-        return pid if mine else None
+    def _end(self, find: Callable[[], List[int]]) -> bool:
+        """Ask processes to end, kill those that do not in time; returns whether there were any."""
+        asked: Set[int] = set()
+        deadline = time.monotonic() + self.patience
+        while True:
+            there = find()
+            if not there:
+                return bool(asked)
+            late = time.monotonic() - deadline
+            if late > native_run.KILL_WAIT:
+                raise ServiceError(f"{self.name} cannot be stopped: processes {there} do not end")
+            for pid in there if late > 0 else set(there) - asked:
+                try:
+                    os.kill(pid, signal.SIGKILL if late > 0 else signal.SIGTERM)
+                except ProcessLookupError:
+                    pass
+                except PermissionError as error:
+                    raise ServiceError(f"{self.name} runs as another user (process {pid}); stop it as root") from error
+            asked.update(there)
+            time.sleep(0.1)
 
     def _read(self, name: str) -> Dict[str, Any]:
         try:
@@ -246,6 +274,40 @@ stdout_logfile_backups=5
             raise ServiceError(f"`{' '.join(command)}` ended with code {done.returncode}: {output}")
 
 
+@contextlib.contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Hold the server of `root`; another process waits, and whoever holds it already goes on. Raises ServiceError."""
+    path = root / LOCK
+    if path in _held:
+        yield
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Read-only will do, so that root and the owner can both use the file whoever made it.
+        lock = os.open(str(path), os.O_RDONLY | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise ServiceError(f"Cannot lock the server: {error}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _held.add(path)
+        yield
+    finally:
+        _held.discard(path)
+        os.close(lock)
+
+
+def _processes(ours: Callable[[List[bytes]], bool]) -> List[int]:
+    """The processes whose command line is ours; one that has ended and is only not yet reaped has none."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                words = (entry / "cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+                if ours(words):
+                    found.append(int(entry.name))
+    return found
+
+
 def use_systemd(manager: str) -> bool:
     """Whether systemd looks after the server: as told, or (`auto`) where we are root and it runs the host."""
     return manager == "systemd" or (manager == "auto" and os.geteuid() == 0 and Path("/run/systemd/system").is_dir())
@@ -261,6 +323,17 @@ def tail(path: Path, lines: int, limit: int = 65536) -> str:
         return ""
 
 
+def _carry_out(native: Native, verb: str) -> None:
+    """Start, stop or restart, as one step."""
+    with locked(native.root):
+        if verb == "start" and native.managers == 1:
+            return
+        # What lives on without its manager would end the server that is started now.
+        native.stop()
+        if verb != "stop":
+            native.start()
+
+
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """The program; returns its exit code (status: 0 running, 3 not)."""
     parser = argparse.ArgumentParser(prog="xinferencectl", description="The Xinference server of this directory.")
@@ -273,16 +346,15 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         if options.verb == "logs":
             say(native.logs(options.lines))
             return 0
-        if options.verb in ("stop", "restart"):
-            native.stop()
-        if options.verb == "restart" or (options.verb == "start" and not native.managed):
-            native.start()
+        if options.verb != "status":
+            _carry_out(native, options.verb)
     except ServiceError as error:
         sys.stderr.write(f"{error}\n")
         return 1
     state = native.state()
     if options.verb == "status":
-        say(f"running, process {state.pid}, release {state.release}" if state.active else "not running")
+        alone = "" if native.managed else "; nothing would start it again, so use restart"
+        say(f"running, process {state.pid}, release {state.release}{alone}" if state.active else "not running")
     return 0 if state.active or options.verb != "status" else 3
 
 

@@ -56,6 +56,9 @@ def plan(native: Native, wanted: str, now: State, definition: str) -> Plan:
         return Plan("start", "not running")
     if wanted == "restarted":
         return Plan("restart", "asked for")
+    managers = native.managers
+    if managers != 1:
+        return Plan("restart", "several managers look after it" if managers else "nothing looks after it any more")
     if now.digest != definition:
         return Plan("restart", f"{', '.join(changed_keys(native, now))} changed")
     return Plan("none", "running as defined")
@@ -146,7 +149,7 @@ def listeners(port: int) -> Set[str]:
 
 def _anything(native: Native) -> bool:
     """Whether anything of a server is there, if only leftovers or a manager that tries again."""
-    return native.managed or next(native_run.family(native.root), None) is not None
+    return native.managed or bool(native.runners()) or next(native_run.family(native.root), None) is not None
 
 
 def describe(native: Native) -> Dict[str, Optional[Any]]:

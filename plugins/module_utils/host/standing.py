@@ -117,6 +117,8 @@ def _native(root: Path) -> Dict[str, Any]:
     }
     if now.active and now.digest != native.digest:
         told["problem"] = "it was started from an older definition than the release in force; run playbooks/serve.yml"
+    elif now.active and not native.managed:
+        told["problem"] = "its manager is gone, so nothing would start it again; run playbooks/serve.yml"
     return told
 
 

@@ -127,11 +127,73 @@ def test_what_an_earlier_server_left_is_ended_before_the_next_starts(tmp_path: P
     until(lambda: not left & set(native_run.family(tmp_path)))
 
 
-def test_plans_follow_what_runs_and_not_what_happened(tmp_path: Path, runner: Any) -> None:
+@pytest.fixture
+def supervisord(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
+    """Processes that look like our supervisord and do nothing."""
+    started = []
+
+    def start(config: str = "supervisord.conf") -> subprocess.Popen[bytes]:
+        words = ["supervisor.supervisord", "-c", str(tmp_path / "run" / config)]
+        process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", *words])
+        started.append(process)
+        until(lambda: b"supervisord" in Path(f"/proc/{process.pid}/cmdline").read_bytes())
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_every_supervisord_of_ours_is_found_and_stopped_without_its_pid_file(tmp_path: Path, supervisord: Any) -> None:
+    deploy(tmp_path)
+    native = native_ctl.Native(tmp_path)
+    ours, other = [supervisord(), supervisord()], supervisord("other.conf")
+    assert sorted(native.supervisors()) == sorted(process.pid for process in ours)
+    with pytest.raises(native_ctl.ServiceError, match="already"):
+        native.start()
+    assert native.stop()
+    assert [process.wait(5) for process in ours] == [-signal.SIGTERM] * 2
+    assert not native.managed and other.poll() is None
+
+
+def test_stopping_ends_a_server_whose_manager_was_killed(tmp_path: Path, runner: Any) -> None:
+    deploy(tmp_path)
+    native = native_ctl.Native(tmp_path)
+    process = runner()
+    assert native.runners() == [process.pid]
+    step = service.plan(native, "started", native.state(), native.digest)
+    assert (step.action, step.reason) == ("restart", "nothing looks after it any more")
+    assert native.stop()
+    assert process.wait(5) == 0 and not native.runners() and not list(native_run.family(tmp_path))
+
+
+def test_a_server_with_two_managers_is_restarted(tmp_path: Path, runner: Any, supervisord: Any) -> None:
+    deploy(tmp_path)
+    native = native_ctl.Native(tmp_path)
+    runner()
+    supervisord()
+    assert service.plan(native, "started", native.state(), native.digest).action == "none"
+    supervisord()
+    assert service.plan(native, "started", native.state(), native.digest).action == "restart"
+
+
+def test_whoever_comes_second_waits(tmp_path: Path) -> None:
+    deploy(tmp_path)
+    native = native_ctl.Native(tmp_path)
+    with native_ctl.locked(tmp_path):
+        second = subprocess.Popen([str(tmp_path / "current/bin/xinferencectl"), "stop"])
+        with pytest.raises(subprocess.TimeoutExpired):
+            second.wait(0.7)
+        assert native.stop() is False  # the holder itself does not wait
+    assert second.wait(10) == 0
+
+
+def test_plans_follow_what_runs_and_not_what_happened(tmp_path: Path, runner: Any, supervisord: Any) -> None:
     deploy(tmp_path, ONE="1")
+    supervisord()
     native = native_ctl.Native(tmp_path)
     assert service.plan(native, "started", native.state(), native.digest).action == "start"
-    assert service.plan(native, "stopped", native.state(), native.digest).action == "none"
     runner()
     assert service.plan(native, "started", native.state(), native.digest).action == "none"
     assert service.plan(native, "restarted", native.state(), native.digest).action == "restart"
