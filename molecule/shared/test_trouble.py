@@ -27,7 +27,7 @@ def down(bed: dict[str, Any]) -> Iterator[Any]:
 
 def rows(output: str) -> dict[str, list[list[str]]]:
     """The rows of the last table, by host."""
-    lines = output[output.rindex("HOST ") :].splitlines()[1:]
+    lines = output[output.rindex("HOST ") :].partition("\n\n")[0].splitlines()[1:]
     found: dict[str, list[list[str]]] = {GOOD: [], BAD: []}
     for line in lines:
         cells = line.split()
