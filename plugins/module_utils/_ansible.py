@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import Iterator, Type
+from typing import Any, Iterator, Type
 
 from ansible.module_utils.basic import AnsibleModule
+
+from .masking import secrets_in
 
 
 @contextmanager
@@ -22,3 +24,12 @@ def failing(module: AnsibleModule, *errors: Type[Exception]) -> Iterator[None]:
         yield
     except errors as error:
         module.fail_json(msg=str(error), **getattr(error, "details", {}))
+
+
+def hide(module: AnsibleModule, *values: Any) -> None:
+    """Keep the secrets that stand in `values` out of all that `module` returns, its invocation included.
+
+    For options that are dictionaries of the user's own: `no_log` would censor each of their words everywhere.
+    """
+    for value in values:
+        module.no_log_values.update(secrets_in(value))

@@ -197,6 +197,7 @@ from dataclasses import asdict
 from typing import Any, Dict
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.airgap.xinference.plugins.module_utils._ansible import hide
 from ansible_collections.airgap.xinference.plugins.module_utils._server import (
     SERVER_OPTIONS,
     SERVER_TOGETHER,
@@ -221,6 +222,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     options = module.params
+    hide(module, options["models"])
     entries = [one for one in options["models"] if module.boolean(one.get("enabled", True))]
     if not all(one.get("model_uid") for one in entries):
         module.fail_json(msg="Every entry of models needs a model_uid.")

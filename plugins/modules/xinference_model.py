@@ -224,6 +224,7 @@ requests:
 """
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.airgap.xinference.plugins.module_utils._ansible import hide
 from ansible_collections.airgap.xinference.plugins.module_utils._server import (
     SERVER_OPTIONS,
     SERVER_TOGETHER,
@@ -278,6 +279,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     given = module.params
+    hide(module, {name: given[name] for name in FIELDS if name in given})
     entry = {name: given[name] for name in FIELDS if given.get(name) is not None}
     uid = given["model_uid"]
     client = client_from(module)

@@ -166,6 +166,7 @@ requests:
 """
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.airgap.xinference.plugins.module_utils._ansible import hide
 from ansible_collections.airgap.xinference.plugins.module_utils._server import (
     SERVER_OPTIONS,
     SERVER_TOGETHER,
@@ -195,6 +196,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     given = module.params
+    hide(module, given["models"])
     client = client_from(module)
     with talking(module, SpecError, ServerError, LockHeld, OSError):
         applied = apply(

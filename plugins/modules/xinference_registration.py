@@ -120,6 +120,7 @@ requests:
 """
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.airgap.xinference.plugins.module_utils._ansible import hide
 from ansible_collections.airgap.xinference.plugins.module_utils._server import (
     SERVER_OPTIONS,
     SERVER_TOGETHER,
@@ -151,9 +152,12 @@ def main() -> None:
         supports_check_mode=True,
     )
     options = module.params
+    hide(module, options["definition"])
     client = client_from(module)
     with talking(module, ServerError, DefinitionError):
         todo = plan(client, options["model_type"], options["state"], options["model_name"], options["definition"])
+        # What it replaces may hold an older secret; the server tells it.
+        hide(module, todo.before)
         definition = todo.after if todo.changed else todo.before
         if todo.changed and not module.check_mode:
             apply(client, todo, options["persist"])

@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Mapping, Optional
 
+from ..masking import masked_json, masked_yaml
+
 RELEASES = "releases"
 CURRENT = "current"
 ID_LENGTH = 12
@@ -108,7 +110,6 @@ def read(directory: Path) -> Dict[str, str]:
     return texts
 
 
-SECRET = re.compile(r'("[^"]*(?:TOKEN|SECRET|PASSWORD|KEY)": )"[^"]*"')
 VARIABLE = re.compile(r"(?m)^(\w+)=.*$")
 
 
@@ -127,4 +128,8 @@ def difference(before: Mapping[str, str], after: Mapping[str, str]) -> List[Dict
 
 def _without_secrets(path: str, text: str) -> str:
     """A file as it may be shown. All values in a file of variables are secret, which is why they are there."""
-    return VARIABLE.sub(r"\1=(hidden)", text) if path.endswith(".env") else SECRET.sub(r'\1"(hidden)"', text)
+    if path.endswith(".env"):
+        return VARIABLE.sub(r"\1=(hidden)", text)
+    if path.endswith(".json"):
+        return masked_json(text)
+    return masked_yaml(text) if path.endswith((".yaml", ".yml")) else text

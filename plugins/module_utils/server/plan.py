@@ -5,17 +5,16 @@
 
 from __future__ import annotations
 
-import re
 import time
 from dataclasses import dataclass
 from typing import Any, Collection, Dict, List, Mapping, Optional, Sequence
 
+from ..masking import masked
 from .record import Entry
 from .running import Running
 from .spec import ModelSpec
 
 PRUNE = ("managed", "all", "none")
-SECRET = re.compile(r"(key|token|secret|password|credential)", re.IGNORECASE)
 # A change of these steps is seen on the server; `keep` changes nothing, `adopt` and `cleanup` only our record.
 CHANGING = ("launch", "relaunch", "terminate", "adopt", "cleanup")
 
@@ -170,17 +169,6 @@ def _somebody_elses(seen: Running, entry: Entry) -> bool:
     if entry.since is None or seen.since is None or entry.since == seen.since or not entry.shown:
         return False
     return any(entry.shown.get(name) != now for name, now in seen.shown.items())
-
-
-def masked(payload: Mapping[str, Any]) -> Dict[str, Any]:
-    """A payload that may be shown: values whose names speak of secrets are hidden, in dictionaries inside it too."""
-    shown: Dict[str, Any] = {}
-    for name, value in payload.items():
-        if isinstance(value, Mapping):
-            shown[name] = masked(value)
-        else:
-            shown[name] = "(hidden)" if SECRET.search(name) and isinstance(value, str) else value
-    return shown
 
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
 
 from ..companions import launch_extras
+from ..masking import masked_field
 from .fields import FIELDS, LAUNCH_ORDER, NOT_HERE, SOURCE_FIELDS, boolean, mapping, suggestion, text
 
 # Engines that take a share of the memory that is free when they start. Two of them starting on one GPU at the same
@@ -199,7 +200,7 @@ class _Entry:
                 try:
                     self.values[name] = row.check(value)
                 except ValueError as error:
-                    self.problem(f"{name} {error} (it is {_shown(value)})")
+                    self.problem(f"{name} {error} (it is {_shown(masked_field(name, value))})")
         if self.entry.get("model_type") is None:
             self.values["model_type"] = "LLM"
         for name in self.values.get("options", {}):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.airgap.xinference.plugins.module_utils.host import definition, release
 from ansible_collections.airgap.xinference.plugins.module_utils.host.release import Entry
+from ansible_collections.airgap.xinference.plugins.module_utils.host.yaml_text import yaml_text
 
 FILES = {"service.json": Entry("{}\n", 0o400), "bin/run": Entry("#!/bin/sh\n", 0o555)}
 SERVICE = {
@@ -72,8 +73,30 @@ def test_a_variable_is_part_of_the_definition_of_the_server() -> None:
 
 
 def test_a_diff_shows_what_changes_and_no_secret() -> None:
-    before = {"service.json": '"A": "1"\n"S3_TOKEN": "old"\n', "bin/run": "one"}
-    after = {"service.json": '"A": "2"\n"S3_TOKEN": "new"\n', "bin/run": "two"}
-    (shown,) = release.difference(before, after)
-    assert '"A": "1"' in shown["before"] and '"A": "2"' in shown["after"]
-    assert "old" not in shown["before"] and "new" not in shown["after"]
+    def texts(port: int, secret: str) -> dict:
+        environment = {
+            "XINFERENCE_HOME": f"/{port}",
+            "s3_token": secret,
+            "DATABASE": f"x://u:{secret}@h",
+            "MINE": secret,
+        }
+        entry = {"model_uid": "m", "envs": {"hf_token": secret, "OMP": secret}, "options": {"auth": {"pin": secret}}}
+        service = {"port": port, "environment": environment}
+        return {
+            "service.json": definition.json_text(service),
+            "models.json": definition.json_text([entry, {"replica": port}]),
+            "compose.yaml": yaml_text({"services": {"x": {**service, "secrets": [secret]}}, "name": "p"}),
+            "server.env": f"ANY={secret}\n",
+            "server.json": f"not JSON, {secret}",
+            "bin/run": secret,
+        }
+
+    changes = release.difference(texts(1, "0ldSecret"), texts(2, "n3wSecret"))
+    assert [change["after_header"] for change in changes] == sorted(set(texts(1, "")) - {"bin/run"})
+    assert "0ldSecret" not in repr(changes) and "n3wSecret" not in repr(changes)
+    shown = {change["after_header"]: change for change in changes}
+    for name in ("service.json", "compose.yaml"):
+        assert "/1" in shown[name]["before"] and "/2" in shown[name]["after"]
+        assert "MINE" in shown[name]["after"]
+    assert '"replica": 2' in shown["models.json"]["after"]
+    assert "name: p" in shown["compose.yaml"]["after"]

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.airgap.xinference.plugins.module_utils.server.plan import masked, plan, visible_drift
+from ansible_collections.airgap.xinference.plugins.module_utils.server.plan import plan, visible_drift
 from ansible_collections.airgap.xinference.plugins.module_utils.server.record import Entry
 from ansible_collections.airgap.xinference.plugins.module_utils.server.running import Running, combine
 from ansible_collections.airgap.xinference.plugins.module_utils.server.schedule import share_gpu, startable
@@ -184,7 +184,7 @@ def test_secrets_are_hidden_everywhere():
     step = one([asked], running(), entry(recorded))
     assert step.action == "relaunch" and "envs" in step.reason
     assert "s3cret" not in repr((step.before, step.after, step.reason)) and "0ld" not in step.reason
-    assert masked({"max_tokens": 5, "key": "x"}) == {"max_tokens": 5, "key": "(hidden)"}
+    assert "0ld" not in repr((step.before, step.after))
 
 
 def test_the_two_lists_of_a_server_become_one():

@@ -197,6 +197,11 @@ def test_sources_must_be_in_the_bundle():
     assert registered[0].source is None
 
 
+def test_a_problem_tells_no_secret():
+    (problem,) = problems({"envs": {"HF_TOKEN": "s3cret", "DSN": "s3cret", "A": None}})
+    assert "A has none" in problem and "s3cret" not in problem
+
+
 def test_all_problems_of_all_entries_come_in_one_message():
     entries: Any = [
         {**EMBEDDING, "gpus": [9], "replicas": 2},

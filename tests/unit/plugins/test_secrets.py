@@ -1,0 +1,56 @@
+# Copyright: airgap.xinference engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""No secret of an inventory in what a module prints, where `-vvv` shows its invocation."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+SECRET = "s3cretOfTheSite"
+MODEL = {"model_uid": "m", "envs": {"hf_token": SECRET}, "options": {"Auth": [{"pin": SECRET}]}}
+SERVICE = {
+    "name": "x",
+    "manager": "auto",
+    "command": ["/bin/true"],
+    "environment": {"mine_pwd": SECRET, "XINFERENCE_HOME": "/opt/x/home"},
+    "directory": "/opt/x",
+    "host": "127.0.0.1",
+    "port": 9997,
+    "stop_timeout": 3,
+}
+
+
+@pytest.mark.parametrize(
+    ("module", "options"),
+    [
+        ("xinference_model_set", {"models": [MODEL]}),
+        ("xinference_model", {**MODEL, "model_name": "bce", "model_type": "embedding"}),
+        ("xinference_health", {"models": [MODEL]}),
+        ("xinference_registration", {"model_type": "LLM", "definition": {"model_name": "m", "api_key": SECRET}}),
+        ("xinference_release", {"service": SERVICE, "models": [MODEL]}),
+    ],
+)
+def test_no_secret_in_the_output(module, options, tmp_path):
+    arguments: dict[str, Any] = {**options, "_ansible_verbosity": 3, "_ansible_diff": True}
+    if module == "xinference_release":
+        arguments["root"] = str(tmp_path)
+    else:
+        arguments["endpoint"] = "http://127.0.0.1:1"
+    ran = subprocess.run(
+        [sys.executable, "-m", f"ansible_collections.airgap.xinference.plugins.modules.{module}"],
+        input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        check=False,
+    )
+    result = json.loads(ran.stdout)
+    assert "invocation" in result and SECRET not in ran.stdout + ran.stderr
+    assert module != "xinference_release" or "/opt/x/home" in json.dumps(result["diff"])
