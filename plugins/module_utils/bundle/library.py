@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 import compileall
+import json
 import os
 import shutil
 import stat
 import zipfile
 from pathlib import Path
+from typing import Any
 
+from .digest import write_atomically
 from .manifest import Artifact, path_problem
 from .places import exchange, fresh, remove, short
 from .store import DIRECTORY_MODE, Store, StoreError
@@ -25,17 +28,17 @@ def library_path(store: Store, artifact: Artifact) -> Path:
 
 
 def library_is_right(store: Store, artifact: Artifact) -> bool:
-    """True when the wheels are unpacked and in use."""
+    """True when the wheels are unpacked, as they were then, and in use."""
     target = library_path(store, artifact)
     link = store.root / "lib" / "python"
-    return target.is_dir() and link.is_symlink() and os.readlink(link) == target.name
+    return _is_whole(target) and link.is_symlink() and os.readlink(link) == target.name
 
 
 def make_library(store: Store, artifact: Artifact) -> None:
     """Unpack the wheels and point `lib/python` at them, in one atomic step."""
     target = library_path(store, artifact)
     store.make_directory(target.parent)
-    if not target.is_dir():
+    if not _is_whole(target):
         building = fresh(store, target)
         for file in artifact.files:
             if file.path.endswith(".whl"):
@@ -43,6 +46,9 @@ def make_library(store: Store, artifact: Artifact) -> None:
         compileall.compile_dir(str(building), ddir=str(target), quiet=2)
         _open_modes(building)
         exchange(building, target)
+        # The listing says that the files are whole, so they must be on the disk before it.
+        os.sync()
+        write_atomically(_listing(target), json.dumps(_files(target), sort_keys=True).encode() + b"\n")
     link = target.with_name("python")
     if os.path.lexists(link) and not link.is_symlink():
         raise StoreError(f"{link} must be a link that shipping makes, but is something else; move it away.")
@@ -76,6 +82,34 @@ def unpack_wheel(wheel: Path, name: str, target: Path) -> None:
                     shutil.copyfileobj(source, copy, 1024 * 1024)
     except (zipfile.BadZipFile, EOFError) as error:
         raise StoreError(f"{name}: not a wheel ({error}).") from error
+
+
+def _listing(target: Path) -> Path:
+    """Where it is written what an unpacked library consists of."""
+    return target.with_name(f".{target.name}.json")
+
+
+def _files(target: Path) -> dict[str, Any]:
+    """Size and time of each file of a library, by path."""
+    found = {}
+    for place, _directories, names in os.walk(str(target)):
+        for name in names:
+            path = Path(place, name)
+            status = path.lstat()
+            found[path.relative_to(target).as_posix()] = [status.st_size, status.st_mtime_ns]
+    return found
+
+
+def _is_whole(target: Path) -> bool:
+    """Whether a library has the files it was made with, unchanged, and no other but what Python itself compiled."""
+    try:
+        made = json.loads(_listing(target).read_text())
+        found = _files(target)
+    except (OSError, ValueError):
+        return False
+    return isinstance(made, dict) and made == {
+        path: facts for path, facts in found.items() if path in made or "__pycache__/" not in path
+    }
 
 
 def _wheel_path(member: str) -> str | None:

@@ -125,7 +125,7 @@ def _find(artifacts: Iterable[Artifact], kind: str, name: str) -> Artifact | Non
 
 
 def _tree_is_right(store: Store, artifact: Artifact) -> bool:
-    """True when every file of the artifact is there and is its blob, by name or by a stamp of its own."""
+    """True when the files of the artifact and no other are there, each its blob by name or by a stamp of its own."""
     root = tree_path(store, artifact)
     for file in artifact.files:
         path = root / file.path
@@ -136,7 +136,17 @@ def _tree_is_right(store: Store, artifact: Artifact) -> bool:
         same = (status.st_dev, status.st_ino) == (blob.st_dev, blob.st_ino)
         if not same and not (stat.S_ISREG(status.st_mode) and store.stamps.vouches(path) == file.digest):
             return False
-    return root.is_dir()
+    return root.is_dir() and _names(root) <= {file.path for file in artifact.files}
+
+
+def _names(root: Path) -> set[str]:
+    """The files and links of a tree, but for what Python compiled from its code."""
+    found = set()
+    for place, directories, files in os.walk(str(root)):
+        directories[:] = [name for name in directories if name != "__pycache__"]
+        links = [name for name in directories if Path(place, name).is_symlink()]
+        found |= {Path(place, name).relative_to(root).as_posix() for name in (*files, *links)}
+    return found
 
 
 def _make_tree(store: Store, artifact: Artifact) -> None:

@@ -23,7 +23,7 @@ import zipfile
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Iterator, List, Optional, Sequence, Set, Tuple
+from typing import Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
 MARKER = ".complete"
 SHOWN_OUTPUT = 2000
@@ -49,11 +49,28 @@ class Venv:
 
 
 def complete(path: Path) -> Optional[Venv]:
-    """What the marker of an environment says, None when the environment is not there or not whole."""
+    """What the marker of an environment says, None when the environment is not there or not whole.
+
+    Of its tens of thousands of files only one for each package is looked at, and whether its Python is still there.
+    """
     try:
-        return Venv(**json.loads((path / MARKER).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        content = json.loads((path / MARKER).read_text(encoding="utf-8"))
+        records = content.pop("records", {})
+        there = {name: facts for name, facts in _records(path).items() if name in records}
+        if there != records or not (path / "bin" / "python").exists():
+            return None
+        return Venv(**content)
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
+
+
+def _records(path: Path) -> Dict[str, List[int]]:
+    """Size and time of the list of files that every installed package has, by path."""
+    found = {}
+    for record in path.glob("lib/python*/site-packages/*.dist-info/RECORD"):
+        status = record.stat()
+        found[record.relative_to(path).as_posix()] = [status.st_size, status.st_mtime_ns]
+    return found
 
 
 def places(root: Path, name: str) -> Tuple[Path, Path]:
@@ -131,7 +148,9 @@ def build(wheels: Path, path: Path, wanted_python: Optional[str] = None) -> Venv
         tool = _install(wheels, names, path, python)
         venv = Venv(str(path), python, tool, round(time.monotonic() - started, 1))
         marker = path / (MARKER + ".new")
-        marker.write_text(json.dumps(asdict(venv)) + "\n", encoding="utf-8")
+        marker.write_text(json.dumps({**asdict(venv), "records": _records(path)}) + "\n", encoding="utf-8")
+        # The marker must not outlive the files it vouches for when the power goes.
+        os.sync()
         marker.replace(path / MARKER)
         return venv
 

@@ -267,6 +267,53 @@ def test_what_was_made_is_made_again_when_it_is_not_right(bundle, tmp_path, harm
     assert deliver(bundle, root)[0].changed is False
 
 
+@pytest.mark.parametrize("harm", ["cut", "gone", "changed", "extra", "bytecode", "listing"])
+def test_a_damaged_library_is_unpacked_again(bundle, tmp_path, harm):
+    root = tmp_path / "root"
+    deliver(bundle, root)
+    library = (root / "lib/python").resolve()
+    module = library / "kindly/__init__.py"
+    if harm == "cut":
+        module.write_bytes(module.read_bytes()[:3])
+    elif harm == "gone":
+        module.unlink()
+    elif harm == "changed":
+        module.write_text("NAME = 'KINDLY'\n")
+    elif harm == "extra":
+        (library / "sitecustomize.py").touch()
+    elif harm == "bytecode":
+        next((library / "kindly/__pycache__").iterdir()).write_bytes(b"")
+    else:
+        library.with_name(f".{library.name}.json").write_text("[]")
+    answer, store, _questions = deliver(bundle, root)
+    assert answer.changed and answer.paths == [str(library)] and store.hashed_bytes == 0
+    assert module.read_text() == "NAME = 'kindly'\n" and not (library / "sitecustomize.py").exists()
+    assert deliver(bundle, root)[0].changed is False
+
+
+def test_bytecode_of_another_python_is_no_damage(bundle, tmp_path):
+    root = tmp_path / "root"
+    deliver(bundle, root)
+    (root / "lib/python/kindly/__pycache__/__init__.cpython-399.pyc").touch()
+    (root / "models/m" / bundle.find("models", "m").digest[7:19] / "__pycache__").mkdir()
+    assert deliver(bundle, root)[0].changed is False
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "link to a directory"])
+def test_what_does_not_belong_into_a_tree_goes(bundle, tmp_path, kind):
+    root = tmp_path / "root"
+    deliver(bundle, root)
+    tree = root / "models/m" / bundle.find("models", "m").digest[7:19]
+    extra = tree / "deep/extra.json"
+    if kind == "file":
+        extra.write_text("{}")
+    else:
+        extra.symlink_to("config.json" if kind == "link" else "..")
+    answer, _store, _questions = deliver(bundle, root)
+    assert answer.paths == [str(tree)] and not os.path.lexists(extra)
+    assert deliver(bundle, root)[0].changed is False
+
+
 def test_trees_are_copies_where_the_file_system_gives_no_second_name(bundle, tmp_path, monkeypatch):
     def refuse(*_paths):
         raise OSError(31, "Too many links")
@@ -315,6 +362,12 @@ def test_wheels_with_compiled_code_or_unsafe_paths_are_refused(tmp_path):
     with pytest.raises(StoreError, match="refused"):
         unpack_wheel(tmp_path / "w.whl", "w-1.0-py3-none-any.whl", tmp_path / "t")
     assert not (tmp_path / "evil.py").exists()
+    with zipfile.ZipFile(str(tmp_path / "w.whl"), "w") as archive:
+        link = zipfile.ZipInfo("link.py")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(link, "/etc/passwd")
+    with pytest.raises(StoreError, match=r"link\.py is a link"):
+        unpack_wheel(tmp_path / "w.whl", "w-1.0-py3-none-any.whl", tmp_path / "t")
     (tmp_path / "w.whl").write_bytes(b"no zip")
     with pytest.raises(StoreError, match="not a wheel"):
         unpack_wheel(tmp_path / "w.whl", "w-1.0-py3-none-any.whl", tmp_path / "t")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -70,6 +71,23 @@ def test_an_environment_is_built_without_an_index_and_then_left_alone(tmp_path: 
     assert subprocess.run([str(path / "bin/python"), "-c", code], check=False).returncode == 0
     assert venv.complete(path) == built
     assert venv.build(tmp_path / "nothing here", path) == built
+
+
+@pytest.mark.parametrize("harm", ["package gone", "list cut", "python gone"])
+def test_a_damaged_environment_is_built_again(tmp_path: Path, harm: str) -> None:
+    wheel(tmp_path / "wheels", "kindly")
+    path = tmp_path / "venvs/one"
+    venv.build(tmp_path / "wheels", path)
+    record = next(path.glob("lib/python*/site-packages/kindly-1.0.dist-info/RECORD"))
+    if harm == "package gone":
+        shutil.rmtree(str(record.parent))
+    elif harm == "list cut":
+        record.write_text("")
+    else:
+        (path / "bin/python").unlink()
+    assert venv.complete(path) is None
+    venv.build(tmp_path / "wheels", path)
+    assert venv.complete(path) and record.stat().st_size > 0
 
 
 def test_a_half_built_environment_is_built_again(tmp_path: Path) -> None:
