@@ -143,10 +143,81 @@ def gpu_list(value: Any) -> list:
 
 
 def probe(value: Any) -> Any:
-    """What to ask the model when it is verified: a dictionary, or false for nothing."""
+    """What to ask the model when it is verified: a dictionary (see `server.probe`), or false for nothing."""
     if value is False or (isinstance(value, str) and value.lower() == "false"):
         return False
-    return {} if value is True else mapping(value)
+    wish = {} if value is True else mapping(value)
+    _known("", wish, PROBE)
+    expect = wish.get("expect")
+    if expect is not None:
+        if not isinstance(expect, dict):
+            raise ValueError("wants a dictionary in `expect`")
+        _known("expect.", expect, EXPECT)
+    return wish
+
+
+def _known(prefix: str, given: Dict[str, Any], table: Dict[str, Callable[[Any], Any]]) -> None:
+    """Check each value of `given` by its row; null stands for nothing everywhere."""
+    for name, value in given.items():
+        if name not in table:
+            raise ValueError(f"has an unknown field {prefix}{name}{suggestion(name, table)}")
+        try:
+            if value is not None:
+                table[name](value)
+        except ValueError as error:
+            raise ValueError(f"has a field {prefix}{name} that {error}") from None
+
+
+def number(minimum: float) -> Callable[[Any], float]:
+    """A number of at least `minimum`."""
+
+    def check(value: Any) -> float:
+        try:
+            found = float("nan") if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError):
+            found = float("nan")
+        if not minimum <= found < float("inf"):
+            raise ValueError(f"must be a number, {minimum:g} or more")
+        return found
+
+    return check
+
+
+def question(value: Any) -> Any:
+    """What a probe sends: a text, a list that is not empty, or the query and documents of a rerank."""
+    search = (
+        isinstance(value, dict) and isinstance(value.get("query"), str) and isinstance(value.get("documents"), list)
+    )
+    if not search and not (isinstance(value, (str, list)) and value):
+        raise ValueError("must be a text, a list, or a dictionary with `query` and `documents`")
+    return value
+
+
+def probe_kind(value: Any) -> str:
+    """One of the questions that can be put."""
+    if value not in PROBE_KINDS:
+        raise ValueError(f"must be one of {', '.join(PROBE_KINDS)}{suggestion(value, PROBE_KINDS)}")
+    return str(value)
+
+
+PROBE_KINDS = ("embedding", "rerank", "chat", "generate", "transcription", "speech")
+PROBE: Dict[str, Callable[[Any], Any]] = {
+    "kind": probe_kind,
+    "input": question,
+    "expect": lambda value: value,
+    "sample": text,
+    "request": mapping,
+    "timeout": number(0.001),
+}
+EXPECT: Dict[str, Callable[[Any], Any]] = {
+    "dimensions": whole(1),
+    "norm": number(0),
+    "related": boolean,
+    "best": whole(0),
+    "words": boolean,
+    "contains": text,
+    "seconds": number(0),
+}
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,8 @@ SEARCH = {
 }
 QUESTION = "What is the capital of France? Answer with one word."
 BEGINNING = "The capital of France is"
+# What comes of an answer or an entry of another shape than it should have; one model's, never all models' failure.
+MISSHAPEN = (TypeError, ValueError, AttributeError, LookupError)
 SENTENCE = "The models of this site are ready."
 
 
@@ -88,12 +90,14 @@ def probe(client: Client, entry: Mapping[str, Any], shown: Optional[Mapping[str,
         latency = round(time.monotonic() - started, 3)
     except ServerError as error:
         return ProbeResult("failed", kind, error=error.message, diagnosis=diagnose(error.detail or error.message))
-    except (OSError, ValueError) as error:
-        return ProbeResult("failed", kind, error=f"The probe cannot be put: {error}")
+    except (OSError, *MISSHAPEN) as error:
+        return ProbeResult("failed", kind, error=f"The probe cannot be put: {_words(error)}")
     try:
         detail = CHECKS[kind](question, answer, dict(options.get("expect") or {}), shown)
     except Unexpected as problem:
         return ProbeResult("failed", kind, latency, error=str(problem))
+    except MISSHAPEN as error:
+        return ProbeResult("failed", kind, latency, error=f"The answer cannot be judged: {_words(error)}")
     return ProbeResult("passed", kind, latency, detail)
 
 
@@ -111,6 +115,11 @@ def kind_of(shown: Mapping[str, Any], model_type: str = "") -> str:
 
 
 Sent = Tuple[Any, Any]
+
+
+def _words(error: Exception) -> str:
+    """An error as text; that of a missing key or a wrong type says little without its name."""
+    return str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
 
 
 def _extra(options: Mapping[str, Any]) -> Dict[str, Any]:

@@ -13,7 +13,14 @@ import wave
 import pytest
 from ansible_collections.airgap.xinference.plugins.module_utils.server import judge
 from ansible_collections.airgap.xinference.plugins.module_utils.server.client import Client
-from ansible_collections.airgap.xinference.plugins.module_utils.server.probe import SEARCH, TEXTS, kind_of, probe
+from ansible_collections.airgap.xinference.plugins.module_utils.server.fields import PROBE, PROBE_KINDS
+from ansible_collections.airgap.xinference.plugins.module_utils.server.probe import (
+    OPTIONS,
+    SEARCH,
+    TEXTS,
+    kind_of,
+    probe,
+)
 from ansible_collections.airgap.xinference.plugins.module_utils.server.sound import RATE, listen, tone
 from fakes import VERSIONS, recorded, serving
 
@@ -248,3 +255,22 @@ def test_a_request_can_be_extended():
         entry = {"model_uid": "a", "probe": {"kind": "generate", "input": "y", "request": {"max_tokens": 1}}}
         assert probe(Client(fake.endpoint), entry, {"model_type": "LLM"}).state == "passed"
         assert fake.seen == ["POST /v1/completions"]
+
+
+@pytest.mark.parametrize("wish", [{"timeout": "long"}, {"input": 5}, {"request": 5}, {"expect": 5}, {"sample": 5}])
+@pytest.mark.parametrize("kind", ["embedding", "rerank", "chat", "speech"])
+def test_a_misshapen_wish_fails_its_model_only(wish, kind):
+    with serving(lambda *_: (200, {"results": [], "data": []})) as fake:
+        found = probe(Client(fake.endpoint), {"model_uid": "m", "probe": {"kind": kind, **wish}}, {})
+    assert (found.state, bool(found.error)) == ("failed", True)
+
+
+@pytest.mark.parametrize("message", ["words", ["words"], 5])
+def test_a_message_of_another_shape_is_a_failed_probe(message):
+    with serving(lambda *_: (200, {"choices": [{"message": message}]})) as fake:
+        found = probe(Client(fake.endpoint), {"model_uid": "m", "probe": {"kind": "chat"}}, {})
+    assert found.state == "failed" and "cannot be judged: AttributeError" in found.error
+
+
+def test_the_kinds_that_are_refused_are_the_ones_without_a_check():
+    assert set(PROBE_KINDS) == set(judge.CHECKS) and set(PROBE) == set(OPTIONS)

@@ -148,6 +148,19 @@ def test_legal_uids(uid):
         ({"source": {"path": "/m"}, "model_path": "/m"}, "exclude each other"),
         ({"replica_config": [{}], "n_gpu": 1}, "exclude each other"),
         ({"probe": "yes please"}, "must be a dictionary"),
+        ({"probe": {"expects": {}}}, "unknown field expects; did you mean expect?"),
+        ({"probe": {"expect": ["x"]}}, "a dictionary in `expect`"),
+        ({"probe": {"expect": {"norme": 1}}}, "unknown field expect.norme; did you mean norm?"),
+        ({"probe": {"expect": {"dimensions": "many"}}}, "expect.dimensions that must be a whole number"),
+        ({"probe": {"expect": {"best": -1}}}, "expect.best that must be a whole number"),
+        ({"probe": {"expect": {"norm": [1]}}}, "expect.norm that must be a number"),
+        ({"probe": {"expect": {"seconds": "nan"}}}, "expect.seconds that must be a number"),
+        ({"probe": {"kind": "chatt"}}, "did you mean chat?"),
+        ({"probe": {"kind": ["chat"]}}, "must be one of"),
+        ({"probe": {"timeout": True}}, "timeout that must be a number"),
+        ({"probe": {"request": "voice"}}, "request that must be a dictionary"),
+        ({"probe": {"input": 5}}, "input that must be a text, a list"),
+        ({"probe": {"input": {"query": "x"}}}, "`documents`"),
     ],
 )
 def test_mistakes_are_named(entry, words):
@@ -195,6 +208,18 @@ def test_sources_must_be_in_the_bundle():
     assert parse([EMBEDDING])[0].payload().get("model_path") is None
     registered = parse([EMBEDDING], artifacts_paths={}, registrations=["bce-embedding-base_v1"])
     assert registered[0].source is None
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"kind": "rerank", "input": {"query": "q", "documents": ["a"]}, "expect": {"best": None}, "timeout": "5"},
+        {"input": ["a", "b"], "expect": {"dimensions": 384, "norm": 1, "related": False}, "request": {"x": 1}},
+        {"sample": "/v.wav", "input": "text", "expect": {"seconds": 0.5, "contains": "a", "words": True}},
+    ],
+)
+def test_probes_are_taken_as_they_are(wish):
+    assert parse([{**EMBEDDING, "probe": wish}])[0].probe == wish
 
 
 def test_a_problem_tells_no_secret():
