@@ -170,7 +170,8 @@ class _Archive:
             config, layers = self._layout(reference, architecture)
         else:
             raise ArchiveError("it has neither manifest.json nor index.json, so it is not an image archive")
-        assert config.content is not None
+        if config.content is None:
+            raise ArchiveError("its configuration is too large to be one")
         wanted = image_layers(config.content)
         if len(wanted) != len(layers):
             raise ArchiveError(f"its configuration names {len(wanted)} layers, its manifest {len(layers)}")

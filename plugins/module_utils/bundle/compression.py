@@ -83,7 +83,8 @@ def _unzstd(chunks: Iterator[bytes]) -> Iterator[bytes]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as process:
-        assert process.stdin and process.stdout and process.stderr
+        if not (process.stdin and process.stdout and process.stderr):
+            raise ValueError(f"{program} was started without its pipes")
         feeder = threading.Thread(target=_feed, args=(process.stdin, chunks, failure), daemon=True)
         feeder.start()
         try:

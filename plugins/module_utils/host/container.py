@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 from .docker_cli import Docker, DockerError
-from .docker_release import VIEW as VIEW
+from .docker_release import VIEW
 from .service import answers
 
 POLL = 0.5

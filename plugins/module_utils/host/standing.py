@@ -17,7 +17,7 @@ from typing import Any, Dict, List, Mapping, Optional
 
 from ..server.client import Client, ServerError
 from ..server.running import Running, look
-from . import container
+from . import container, docker_release
 from .docker_cli import Docker, DockerError
 from .native_ctl import Native, ServiceError
 from .release import current
@@ -46,7 +46,7 @@ def server(root: Path, docker_host: Optional[str] = None) -> Dict[str, Any]:
         return found
     try:
         found.update(
-            _in_container(root, docker_host) if (root / "current" / container.VIEW).exists() else _native(root)
+            _in_container(root, docker_host) if (root / "current" / docker_release.VIEW).exists() else _native(root)
         )
     except (DockerError, ServiceError, OSError, ValueError, KeyError) as error:
         found.update(state="unknown", problem=str(error))
