@@ -15,7 +15,11 @@ from ansible_collections.airgap.xinference.plugins.module_utils.bundle.loading i
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.manifest import IMAGES
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.places import short
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.sizes import size_text
-from ansible_collections.airgap.xinference.plugins.module_utils.bundle.transfer import transfer_plan
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.transfer import (
+    largest_pack,
+    transfer_plan,
+    travelling,
+)
 
 from .bundles import LIBRARIES, WHEELHOUSE
 from .findings import Facts, Finding, Needs
@@ -35,7 +39,9 @@ def judge_disk(needs: Needs, facts: Facts, bundle: Bundle, artifacts: Sequence[A
     loaded = LOADING * sum(layers.values())
     contents = facts["contents"]
     present = [digest for digest, size in layers.items() if contents["blobs"].get(digest) == size]
-    sent += sum(step.travels for step in transfer_plan(layers, present, contents["partial"]))
+    steps = travelling(transfer_plan(layers, present, contents["partial"]))
+    sent += sum(step.travels for step in steps)
+    unpacked = max(unpacked, largest_pack(steps))
     place, data = facts["place"], (facts.get("engine") or {}).get("data")
     mine = f"{needs.root} ({size_text(sent)} to send, {size_text(unpacked)} to unpack)"
     move = "choose an xinference_root on a larger disk"
@@ -89,13 +95,14 @@ def _for_root(facts: Facts, bundle: Bundle, artifacts: Sequence[Artifact]) -> tu
     blobs = Bundle(bundle.root, list(artifacts)).blobs
     wanted = {digest: size for digest, size in blobs.items() if digest not in layers}
     present = [digest for digest, size in wanted.items() if contents["blobs"].get(digest) == size]
-    sent = sum(step.travels for step in transfer_plan(wanted, present, contents["partial"]))
+    steps = travelling(transfer_plan(wanted, present, contents["partial"]))
     unpacked = 0
     for reference, directories in ((WHEELHOUSE, contents["venvs"]), (LIBRARIES, contents["lib"])):
         artifact = next((entry for entry in artifacts if (entry.kind, entry.name) == reference), None)
         if artifact is not None and short(artifact.digest) not in directories:
             unpacked += round(unpacked_size(bundle, artifact) * BYTECODE)
-    return sent, unpacked
+    # Packs of small blobs have gone when wheels are unpacked.
+    return sum(step.travels for step in steps), max(unpacked, largest_pack(steps))
 
 
 def _room(bytes_needed: int, free: int, purpose: str, where: str, move: str) -> list[Finding]:

@@ -9,6 +9,7 @@ that was damaged on the way and a first run are all the same loop.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Callable
 
@@ -79,7 +80,7 @@ def ship(
         if not answer["missing"]:
             return shipment
         _refuse_twice_damaged(answer, damaged)
-        _refuse_small_disk(answer, missing_blobs(artifacts, answer) if before is None else answer["missing"])
+        _refuse_small_disk(answer, missing_blobs(artifacts, answer) if before is None else answer["missing"], failure)
         left = sum(answer["missing"].values()) - sum(answer["partial"].values())
         if failure is not None and before is not None and left >= before:
             transports.pop(0)
@@ -159,14 +160,22 @@ def _refuse_twice_damaged(answer: Answer, before: set[str]) -> None:
     before.update(answer["damaged"])
 
 
-def _refuse_small_disk(answer: Answer, missing: dict[str, int]) -> None:
+def _refuse_small_disk(answer: Answer, missing: dict[str, int], failure: TransportError | None = None) -> None:
+    """Refuse what does not fit, be it by the numbers or because the last transfer found the disk (or quota) full."""
     needed = sum(missing.values()) - sum(answer["partial"].values())
     free = answer["receive"]["free_bytes"]
-    if needed > free:
+    full = failure is not None and _FULL.search(str(failure))
+    if needed > free or full:
+        told = f" ({failure})" if full else ""
         raise ShippingError(
             f"Not enough disk for {answer['receive']['path']}: {size_text(needed)} are needed, {size_text(free)} are "
-            "free. Free some, or choose another root directory; nothing was sent."
+            f"free{told}. Free some, or choose another root directory (xinference_root), and run again; "
+            f"{'what arrived stays there' if answer['partial'] or failure else 'nothing was sent'}."
         )
+
+
+_FULL = re.compile("no space left on device|disk quota exceeded", re.IGNORECASE)
+"""What a full disk of the host is called in the message of a transport."""
 
 
 def _some(digests: dict[str, int]) -> str:

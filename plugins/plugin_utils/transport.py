@@ -9,6 +9,7 @@ connection plugin's `put_file` everywhere else. Neither is trusted: the host ver
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shlex
@@ -20,7 +21,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
 from ansible.errors import AnsibleError
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.digest import free_bytes
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import Bundle
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.sizes import size_text
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.store import PACK_PREFIX
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.transfer import Step, batches
 
@@ -66,7 +69,10 @@ class PutFile:
                 self._put(self._bundle.blob_path(group[0].digest), _encoded(group[0]))
             else:
                 with tempfile.NamedTemporaryFile(dir=self._temporary, prefix=PACK_PREFIX) as pack:
-                    self._write_pack(group, pack)
+                    try:
+                        self._write_pack(group, pack)
+                    except OSError as error:
+                        raise self._no_pack(group, error) from error
                     self._put(Path(pack.name), f"{PACK_PREFIX}{number:04d}.tar")
             progress.add(sum(step.travels for step in group))
 
@@ -78,6 +84,15 @@ class PutFile:
                 with self._bundle.blob_path(step.digest).open("rb") as blob:
                     archive.addfile(entry, blob)
         pack.flush()
+
+    def _no_pack(self, group: list[Step], error: OSError) -> Exception:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return error
+        needed, free = sum(step.size for step in group), free_bytes(Path(self._temporary))
+        return TransportError(
+            f"{self._temporary} on the controller is full: {size_text(needed)} are needed, {size_text(free)} are free. "
+            "Free some there, or set Ansible's local_tmp to a larger disk"
+        )
 
     def _put(self, source: Path, name: str) -> None:
         try:

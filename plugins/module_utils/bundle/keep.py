@@ -13,8 +13,10 @@ from __future__ import annotations
 from typing import Any, Iterable, NamedTuple
 
 from .manifest import Artifact, Blob, name_problem, split_reference
-from .store import Store, StoreError
+from .store import Store, StoreError, room_for
 from .trees import catalogue, outdated, read_artifact, refresh
+
+SMALL_FILES = 1024 * 1024
 
 
 class Wanted(NamedTuple):
@@ -56,7 +58,8 @@ def keep(store: Store, wanted: Iterable[Wanted], owner: int | None = None) -> An
         if split_reference(f"{entry.kind}/{entry.name}") is None:
             problem = name_problem(entry.name) or f"{entry.kind!r} is not a kind"
             raise StoreError(f"{entry.kind}/{entry.name}: {problem}.")
-    with store.locked():
+    # What is written beside blobs and trees is small: stamps and lists.
+    with room_for(store.root, SMALL_FILES), store.locked():
         manifests = store.inventory({entry.digest: entry.size for entry in wanted})
         there = [entry for entry in wanted if entry.digest not in manifests.missing]
         artifacts = [read_artifact(store, *entry[:4]) for entry in there]

@@ -16,6 +16,7 @@ is trusted: no links, no devices, no second name.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -25,7 +26,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterable, Iterator, Mapping, NamedTuple
 
-from .digest import CHUNK, Stamps, hash_file, is_digest
+from .digest import CHUNK, Stamps, free_bytes, hash_file, is_digest
+from .sizes import size_text
 
 DIRECTORY_MODE = 0o755
 BLOB_MODE = 0o444
@@ -35,6 +37,21 @@ PACK_PREFIX = "pack-"
 
 class StoreError(Exception):
     """A store that cannot be used; the message says what was wanted, what is there and what to do."""
+
+
+@contextmanager
+def room_for(path: Path, needed: int) -> Iterator[None]:
+    """Say what was needed where, when a full disk ends the block; raises StoreError. `needed` is in bytes."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        what = "The quota is used up" if error.errno == errno.EDQUOT else "The disk is full"
+        raise StoreError(
+            f"{what}: {path} needs {size_text(needed)}, {size_text(free_bytes(path))} are free. Free some there, "
+            "or choose another root directory (xinference_root), and run again; what arrived stays there."
+        ) from error
 
 
 class Inventory(NamedTuple):
@@ -229,8 +246,10 @@ class Store:
         if self.dry_run or not self.partial.is_dir():
             return
         for pack in sorted(self.partial.glob(f"{PACK_PREFIX}*.tar")):
-            if _regular_size(pack) is not None:
-                self._unpack_one(pack)
+            size = _regular_size(pack)
+            if size is not None:
+                with room_for(self.partial, size):
+                    self._unpack_one(pack)
             pack.unlink()
 
     def _unpack_one(self, pack: Path) -> None:

@@ -83,3 +83,8 @@ def batches(steps: Iterable[Step], small: int = SMALL, limit: int = BATCH) -> li
     if group:
         groups.append(group)
     return groups
+
+
+def largest_pack(steps: Iterable[Step]) -> int:
+    """Bytes of the largest archive of small blobs; it is there twice while the host takes them out."""
+    return max((sum(step.size for step in group) for group in batches(steps) if len(group) > 1), default=0)

@@ -29,7 +29,7 @@ from .digest import write_atomically
 from .library import library_is_right, library_path, make_library
 from .manifest import IMAGE_NAME, IMAGES, Artifact, artifact_from
 from .places import exchange, fresh, short
-from .store import Store, StoreError
+from .store import Store, StoreError, room_for
 
 TREE_KINDS = ("models", "wheels", "tools")
 EXECUTABLE_MODE = 0o555
@@ -80,10 +80,12 @@ def refresh(store: Store, artifacts: Iterable[Artifact]) -> list[str]:
     paths = outdated(store, artifacts)
     for artifact in artifacts:
         if str(tree_path(store, artifact)) in paths:
-            _make_tree(store, artifact)
+            with room_for(tree_path(store, artifact), artifact.size):
+                _make_tree(store, artifact)
     libraries = _find(artifacts, *LIBRARIES)
     if libraries is not None and str(library_path(store, libraries)) in paths:
-        make_library(store, libraries)
+        with room_for(library_path(store, libraries), libraries.size):
+            make_library(store, libraries)
     if str(_catalogue_path(store)) in paths:
         content = json.dumps(catalogue(store, artifacts), indent=2, sort_keys=True)
         write_atomically(_catalogue_path(store), content.encode() + b"\n")

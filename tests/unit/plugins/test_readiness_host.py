@@ -204,10 +204,19 @@ def test_root_and_engine_need_room_for_an_image_each_on_its_own_disk(image):
     (finding,) = judge_disk(needs(), facts(engine=engine(data=small)), bundle, [artifact])
     assert finding.wanted == "4.1 GiB for the Docker Engine's /var/lib/docker while images are loaded"
     assert finding.found == "3.0 GiB free in /var/lib/docker" and "docker image prune" in finding.cure
-    place = {"existing": "/opt", "device": 1, "free_bytes": 2 * GIB + 800 + 10 * 2**20 + SLACK}
+    place = {"existing": "/opt", "device": 1, "free_bytes": 2 * GIB + 2 * 800 + 10 * 2**20 + SLACK}
     assert judge_disk(needs(), facts(place=place), bundle, [artifact]) == []
     (finding,) = judge_disk(needs(), facts(place={**place, "free_bytes": GIB}), bundle, [artifact])
     assert finding.wanted.startswith("2.1 GiB for /opt/x")
+
+
+def test_the_largest_pack_of_small_blobs_is_there_twice(tmp_path):
+    blobs = tuple(Blob(f"sha256:{number:064d}", 2**20) for number in range(100))
+    model = Artifact("models", "m", blobs[0].digest, 100 * 2**20, "", blobs=blobs)
+    bundle = Bundle(tmp_path, [model])
+    place = {"existing": "/opt", "device": 1, "free_bytes": 164 * 2**20 + SLACK}
+    assert judge_disk(needs(), facts(place=place), bundle, [model]) == []
+    assert judge_disk(needs(), facts(place={**place, "free_bytes": place["free_bytes"] - 1}), bundle, [model])
 
 
 def test_one_disk_for_root_and_engine_needs_room_for_both(image):

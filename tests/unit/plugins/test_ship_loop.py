@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.digest import hash_bytes
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.manifest import Artifact, Blob
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.transfer import Step
 from ansible_collections.airgap.xinference.plugins.plugin_utils.progress import Progress, duration_text
 from ansible_collections.airgap.xinference.plugins.plugin_utils.shipping import (
     ROUNDS,
@@ -16,7 +19,7 @@ from ansible_collections.airgap.xinference.plugins.plugin_utils.shipping import 
     ship,
     summary,
 )
-from ansible_collections.airgap.xinference.plugins.plugin_utils.transport import TransportError
+from ansible_collections.airgap.xinference.plugins.plugin_utils.transport import PutFile, TransportError
 
 MANIFEST, ONE, TWO = (hash_bytes(name) for name in (b"manifest", b"one", b"two"))
 SIZES = {MANIFEST: 10, ONE: 1000, TWO: 2000}
@@ -147,6 +150,26 @@ def test_too_little_disk_is_known_before_anything_is_sent():
     with pytest.raises(ShippingError, match=r"2\.9 KiB are needed, 2\.0 KiB are free"):
         run(host, way)
     assert way.sent == []
+
+
+def test_a_disk_that_fills_up_on_the_way_is_told_in_numbers():
+    def fill(host, steps):
+        host.partial[ONE], host.free = 400, 5000
+        raise TransportError("rsync: write failed: No space left on device (28)")
+
+    host = Host()
+    with pytest.raises(ShippingError, match=r"2\.5 KiB are needed, 4\.9 KiB are free .*\(28\).*what arrived stays"):
+        run(host, Way(host, "rsync", faults=[None, fill]), Way(host, "put_file"))
+
+
+def test_a_full_controller_is_told_as_such(tmp_path, monkeypatch):
+    def fill(*_group):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    way = PutFile(None, None, "/site/partial", str(tmp_path))
+    monkeypatch.setattr(way, "_write_pack", fill)
+    with pytest.raises(TransportError, match=r"on the controller is full: 2\.9 KiB are needed, .* local_tmp"):
+        way.send([Step("send", ONE, 1000), Step("send", TWO, 2000)], Progress("site1", 3000, print))
 
 
 def test_it_never_goes_on_for_ever():

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -14,6 +15,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle import library as library_module
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle import store as store_module
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.digest import hash_bytes
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.ingest import Request, write_bundle
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.keep import Wanted, keep
@@ -148,6 +151,21 @@ def test_a_pack_cannot_write_outside_the_receiving_area(store, tmp_path):
     assert look(store, WANTED).missing == WANTED
     assert sorted(path.name for path in tmp_path.iterdir()) == ["root"]
     assert list(store.partial.iterdir()) == []
+
+
+def full_disk(*_anything):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_pack_that_does_not_fit_stays_and_is_told_in_numbers(store, monkeypatch):
+    received = store.partial / "pack-0001.tar"
+    received.write_bytes(pack([(DIGEST.partition(":")[2], CONTENT)]))
+    monkeypatch.setattr(store_module, "_write_new", full_disk)
+    needed = store_module.size_text(received.stat().st_size)
+    with pytest.raises(StoreError, match=f"The disk is full: {store.partial} needs {needed}, .* are free"):
+        look(store, WANTED)
+    monkeypatch.undo()
+    assert look(store, WANTED).missing == {} and not received.exists()
 
 
 BAD_DIGESTS = ["sha256:../../etc/passwd", "md5:00", "sha256:" + "0" * 63, "", "sha256:" + "A" * 64]
@@ -297,6 +315,15 @@ def test_bytecode_of_another_python_is_no_damage(bundle, tmp_path):
     (root / "lib/python/kindly/__pycache__/__init__.cpython-399.pyc").touch()
     (root / "models/m" / bundle.find("models", "m").digest[7:19] / "__pycache__").mkdir()
     assert deliver(bundle, root)[0].changed is False
+
+
+def test_a_tree_or_library_that_does_not_fit_is_told_in_numbers(bundle, tmp_path, monkeypatch):
+    root = tmp_path / "root"
+    deliver(bundle, root)
+    (root / "lib/python/extra.py").unlink()
+    monkeypatch.setattr(library_module, "unpack_wheel", full_disk)
+    with pytest.raises(StoreError, match=rf"{root}/lib/\w+ needs .*xinference_root"):
+        deliver(bundle, root)
 
 
 @pytest.mark.parametrize("kind", ["file", "link", "link to a directory"])
