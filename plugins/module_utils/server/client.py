@@ -11,7 +11,7 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 from urllib.parse import quote
 
 from .features import Features, features
-from .transport import REQUESTS_ERROR, AccessRefused, ServerError, Transport, Unreachable, as_json, field
+from .transport import REQUESTS_ERROR, AccessRefused, ServerError, Transport, Unreachable, as_json, field, shaped
 
 __all__ = ["REQUESTS_ERROR", "AccessRefused", "Client", "ServerError", "Unreachable"]
 
@@ -62,7 +62,7 @@ class Client:
         with self._once:
             if self._version is None:
                 path = "/v1/cluster/version"
-                self._version = str(field(self._get(path), "version", path))
+                self._version = shaped(field(self._get(path), "version", path), str, path, "a text in `version`")
             return self._version
 
     @property
@@ -76,21 +76,30 @@ class Client:
 
     def status(self) -> JSON:
         """Uptime (s) and workers; answers without credentials as soon as the API is up. Never repeated."""
-        return as_json(self._http.request("GET", "/status", public=True), "GET", "/status")
+        path = "/status"
+        answer = as_json(self._http.request("GET", path, public=True), "GET", path)
+        found: JSON = shaped(answer, dict, path, "a dictionary")
+        for told in shaped(found.get("workers") or {}, dict, path, "a dictionary in `workers`").values():
+            shaped(told, dict, path, "a dictionary for each of `workers`")
+        return found
 
     def cluster_info(self) -> List[JSON]:
         """Supervisor and workers: node_type, ip_address, gpu_count, gpu_vram_total (bytes)."""
-        return self._get("/v1/cluster/info")
+        return shaped(self._get("/v1/cluster/info"), list, "/v1/cluster/info", "a list of dictionaries")
 
     # -- models
 
     def models(self) -> Dict[str, JSON]:
         """Models that serve, by uid. The server never tells their path or engine options."""
-        return {entry["id"]: entry for entry in field(self._get("/v1/models"), "data", "/v1/models")}
+        path = "/v1/models"
+        data = shaped(field(self._get(path), "data", path), list, path, "a list of models with an `id` each", ["id"])
+        return {str(entry["id"]): entry for entry in data}
 
     def instances(self, uid: Optional[str] = None) -> List[JSON]:
         """Every model the server knows of with its `status`, also those being launched or failed."""
-        return self._get("/v1/models/instances", params={"model_uid": uid} if uid else None)
+        path = "/v1/models/instances"
+        answer = self._get(path, params={"model_uid": uid} if uid else None)
+        return shaped(answer, list, path, "a list of instances with a `model_uid` each", ["model_uid"])
 
     def launch(self, payload: Mapping[str, Any], timeout: Optional[float] = None) -> str:
         """Launch a model from its launch fields, and return its uid.
@@ -106,7 +115,8 @@ class Client:
     def progress(self, uid: str) -> float:
         """How far a launch is, between 0 and 1; 0 for a model that is not being launched."""
         path = f"/v1/models/{_part(uid)}/progress"
-        return float(field(self._get(path), "progress", path))
+        found = field(self._get(path), "progress", path)
+        return float(shaped(found, (int, float), path, "a number in `progress`"))
 
     def cancel(self, uid: str) -> None:
         """Stop a launch that is under way."""
@@ -124,25 +134,28 @@ class Client:
         if model_type not in self.features.engine_types:
             return {}
         kind = f"{_part(model_type)}/" if self.features.engines_by_type else ""
-        return self._get(f"/v1/engines/{kind}{_part(model_name)}") or {}
+        path = f"/v1/engines/{kind}{_part(model_name)}"
+        return shaped(self._get(path) or {}, dict, path, "a dictionary of engines")
 
     # -- registrations
 
     def registrations(self, model_type: str) -> List[JSON]:
         """All known models of a type: model_name, is_builtin."""
-        return self._get(f"/v1/model_registrations/{_part(model_type)}")
+        path = f"/v1/model_registrations/{_part(model_type)}"
+        return shaped(self._get(path), list, path, "a list of models with a `model_name` each", ["model_name"])
 
     def registration(self, model_type: str, name: str) -> Optional[JSON]:
         """The definition of a known model, or None when the server has none of that name."""
+        path = f"/v1/model_registrations/{_part(model_type)}/{_part(name)}"
         try:
-            found = self._get(f"/v1/model_registrations/{_part(model_type)}/{_part(name)}")
+            found = self._get(path)
         except ServerError as error:
             if error.status == 400 and "not found" in error.detail.lower():
                 return None
             raise
         if isinstance(found, list):
-            return found[0] if found else None
-        return found
+            found = found[0] if found else None
+        return None if found is None else shaped(found, dict, path, "a definition, which is a dictionary")
 
     def register(self, model_type: str, definition: Mapping[str, Any], persist: bool = True) -> None:
         """Register a custom model. The server wants the definition as a JSON text inside the JSON."""

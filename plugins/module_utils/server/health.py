@@ -157,7 +157,9 @@ def _model(found: Running) -> Dict[str, Any]:
 
 def _worker(address: str, told: Mapping[str, Any]) -> Dict[str, Any]:
     """One worker of `/status`: address, memory in bytes."""
-    memory = (told.get("status") or {}).get("cpu") or {}
+    status = told.get("status")
+    memory = status.get("cpu") if isinstance(status, Mapping) else None
+    memory = memory if isinstance(memory, Mapping) else {}
     return {
         "address": address,
         "memory_total": memory.get("memory_total"),

@@ -86,7 +86,8 @@ def visible_drift(spec: ModelSpec, seen: Running) -> List[str]:
         if want is None or now is None or _same(want, now):
             continue
         differences.append(f"{name} is {now}, wanted {want}")
-    accelerators = [str(one) for one in (seen.model or {}).get("accelerators") or []]
+    told = (seen.model or {}).get("accelerators")
+    accelerators = [str(one) for one in told] if isinstance(told, list) else []
     if spec.gpu_idx and accelerators and not set(accelerators) <= {str(one) for one in spec.gpu_idx}:
         wanted = ", ".join(str(one) for one in spec.gpu_idx)
         differences.append(f"it runs on the server's GPU {', '.join(accelerators)}, wanted {wanted}")

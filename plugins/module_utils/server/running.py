@@ -74,13 +74,14 @@ def combine(models: Mapping[str, Mapping[str, Any]], instances: Sequence[Mapping
         uid = str(instance.get("model_uid"))
         if instance.get("status") == "TERMINATED" and uid not in models:
             continue
-        replicas = [one for one in instance.get("replica_statuses") or [] if isinstance(one, Mapping)]
+        told, since = instance.get("replica_statuses"), instance.get("instance_created_ts")
+        replicas = [one for one in told if isinstance(one, Mapping)] if isinstance(told, list) else []
         errors = [str(one["error_message"]) for one in replicas if one.get("error_message")]
         found[uid] = Running(
             uid,
             models.get(uid),
             instance.get("status"),
-            instance.get("instance_created_ts"),
+            since if isinstance(since, int) else None,
             [str(one.get("status")) for one in replicas],
             "; ".join(dict.fromkeys(errors)),
         )

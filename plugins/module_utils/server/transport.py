@@ -16,7 +16,7 @@ import re
 import threading
 import time
 import traceback
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, Optional, Sequence
 
 try:
     import requests
@@ -108,7 +108,7 @@ class Transport:
         if self._auth is None:
             path = "/v1/cluster/auth"
             answer = as_json(self.request("GET", path, public=True, repeat=True), "GET", path)
-            self._auth = bool(field(answer, "auth", path))
+            self._auth = shaped(field(answer, "auth", path), bool, path, "true or false in `auth`")
         return self._auth
 
     def login(self) -> None:
@@ -164,7 +164,7 @@ class Transport:
             )
             self._refusal = AccessRefused(text, error.status, error.detail, "POST", "/token")
             raise self._refusal from error
-        self._token = str(field(answer, "access_token", "/token"))
+        self._token = shaped(field(answer, "access_token", "/token"), str, "/token", "a text in `access_token`")
 
     def _send(
         self,
@@ -181,14 +181,7 @@ class Transport:
             with self._lock:
                 self.requests_made += 1
             try:
-                response = self._session.request(
-                    method,
-                    self.endpoint + path,
-                    headers=headers,
-                    timeout=(min(CONNECT_LIMIT, limit), limit),
-                    allow_redirects=False,
-                    **kwargs,
-                )
+                response = self._in_time(limit, method, self.endpoint + path, headers=headers, **kwargs)
             except requests.RequestException as error:
                 final = (requests.Timeout, requests.exceptions.SSLError, ValueError)
                 if pause is None or isinstance(error, final):
@@ -198,6 +191,31 @@ class Transport:
                     return self._checked(response, method, path)
             time.sleep(pause)
         raise AssertionError("the last turn of the loop always returns or raises")
+
+    def _in_time(self, limit: float, method: str, url: str, **kwargs: Any) -> Any:
+        """One request, over after `limit` seconds (and the time to connect) however busy the connection is.
+
+        `requests` limits each read only, so a server that sends a byte now and then could hold us for ever.
+        """
+        connect = min(CONNECT_LIMIT, limit)
+        found: List[Any] = []
+
+        def ask() -> None:
+            try:
+                answer = self._session.request(method, url, timeout=(connect, limit), allow_redirects=False, **kwargs)
+            except BaseException as error:
+                found.append(error)
+            else:
+                found.append(answer)
+
+        asking = threading.Thread(target=ask, name=f"{method} {url}", daemon=True)
+        asking.start()
+        asking.join(connect + limit)
+        if not found:
+            raise requests.exceptions.ReadTimeout("the answer trickles in and does not end")
+        if isinstance(found[0], BaseException):
+            raise found[0]
+        return found[0]
 
     def _unreachable(self, error: Exception, method: str, path: str, limit: float) -> Unreachable:
         cause = _cause(error)
@@ -268,6 +286,22 @@ def field(answer: Any, name: str, path: str) -> Any:
     if isinstance(answer, dict) and name in answer:
         return answer[name]
     text = f"The answer of {path} has no field {name!r}: {str(answer)[:200]}. Is this address an Xinference server?"
+    raise ServerError(text, path=path)
+
+
+def shaped(answer: Any, kind: Any, path: str, wanted: str, names: Sequence[str] = ()) -> Any:
+    """An answer that is a `kind`; raises ServerError with what was `wanted` and what came.
+
+    A list is one of dictionaries that have all of `names`.
+    """
+    right = isinstance(answer, kind)
+    if right and isinstance(answer, list):
+        for entry in answer:
+            right = right and isinstance(entry, dict) and all(entry.get(name) is not None for name in names)
+    if right:
+        return answer
+    came = "nothing" if answer is None else f"{str(answer)[:200]!r}"
+    text = f"{path} was to be answered with {wanted}, and this came: {came}. Is this address an Xinference server?"
     raise ServerError(text, path=path)
 
 

@@ -5,6 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import threading
+import time
+
 import pytest
 from ansible_collections.airgap.xinference.plugins.module_utils.server import transport
 from ansible_collections.airgap.xinference.plugins.module_utils.server.client import (
@@ -13,6 +18,7 @@ from ansible_collections.airgap.xinference.plugins.module_utils.server.client im
     ServerError,
     Unreachable,
 )
+from ansible_collections.airgap.xinference.plugins.module_utils.server.health import look_at
 from fakes import VERSIONS, recorded, serving
 
 MODELS = {"object": "list", "data": [{"id": "a", "model_name": "bge-m3"}]}
@@ -147,6 +153,71 @@ def test_credentials_are_not_sent_where_none_are_needed():
 def test_strange_answers_are_named(answer, words):
     with serving(lambda *_: answer) as fake, pytest.raises(ServerError, match=words):
         Client(fake.endpoint).models()
+
+
+WRONG = [None, [], "words", 5, [None], [{}], {}, {"data": None}, {"data": [{"x": 1}]}, {"data": ["a"]}]
+
+
+@pytest.mark.parametrize("body", [*WRONG, b""])
+def test_an_answer_of_another_shape_is_an_error_that_says_so(body):
+    calls = {
+        "models": lambda client: client.models(),
+        "instances": lambda client: client.instances(),
+        "cluster_info": lambda client: client.cluster_info(),
+        "registrations": lambda client: client.registrations("LLM"),
+        "version": lambda client: client.version(),
+        "status": lambda client: client.status(),
+        "progress": lambda client: client.progress("a"),
+        "auth": lambda client: client.auth_enabled(),
+        "look": look_at,
+    }
+    fine = {"instances": [[]], "cluster_info": [[], [{}]], "registrations": [[]]}
+    with serving(lambda *_: (200, body)) as fake:
+        for name, call in calls.items():
+            if body in fine.get(name, []) or (name == "status" and isinstance(body, dict)):
+                call(Client(fake.endpoint))
+            elif name == "look":
+                assert call(Client(fake.endpoint)).problems
+            else:
+                with pytest.raises(ServerError, match=r"Is this address an Xinference server\?"):
+                    call(Client(fake.endpoint))
+
+
+@pytest.mark.parametrize(
+    "workers", [[], "x", {"a": None}, {"a": []}, {"a": {"status": 5}}, {"a": {"status": {"cpu": 5}}}]
+)
+def test_workers_of_another_shape_break_nothing(workers):
+    with serving(lambda *_: (200, {"uptime": 1, "workers": workers})) as fake:
+        assert look_at(Client(fake.endpoint)).problems
+
+
+def test_what_came_is_told():
+    words = r"list of models with an `id` each, and this came: .*name.*x"
+    with serving(lambda *_: (200, {"data": [{"name": "x"}]})) as fake, pytest.raises(ServerError, match=words):
+        Client(fake.endpoint).models()
+
+
+@pytest.mark.parametrize("opening", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n"])
+def test_a_server_that_trickles_bytes_is_given_up(opening):
+    """Each read is in time, and the answer never ends."""
+    over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def trickle():
+            connection, _address = listener.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.sendall(opening)
+                while not over.wait(0.05):
+                    connection.sendall(b"H")
+
+        thread = threading.Thread(target=trickle, daemon=True)
+        thread.start()
+        started = time.monotonic()
+        with pytest.raises(Unreachable, match=r"did not answer POST /x within 0\.2 s"):
+            Client(f"http://127.0.0.1:{listener.getsockname()[1]}").post("/x", timeout=0.2)
+        assert time.monotonic() - started < 3
+        over.set()
+        thread.join()
 
 
 def test_an_endpoint_that_is_no_url():
