@@ -134,7 +134,10 @@ def _want(spec: ModelSpec, seen: Optional[Running], entry: Optional[Entry], anew
 def _recorded(spec: ModelSpec, seen: Running, entry: Entry, step: Any) -> Step:
     """A ready model that our record describes: is it still the one we launched?"""
     moved = [
-        f"{name} was {entry.shown[name]}, is {now}" for name, now in seen.shown.items() if entry.shown.get(name) != now
+        f"{name} was {entry.shown[name]}, is {now}"
+        for name, now in seen.shown.items()
+        # A record of an earlier release lacks facts that were not looked at then.
+        if name in entry.shown and entry.shown[name] != now
     ]
     if entry.shown and moved:
         return step("relaunch", f"changed on the server since we launched it: {'; '.join(moved)}")
@@ -169,7 +172,7 @@ def _somebody_elses(seen: Running, entry: Entry) -> bool:
     """Whether the running model is not the one of the record: created at another time, and visibly different."""
     if entry.since is None or seen.since is None or entry.since == seen.since or not entry.shown:
         return False
-    return any(entry.shown.get(name) != now for name, now in seen.shown.items())
+    return any(entry.shown.get(name, now) != now for name, now in seen.shown.items())
 
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
@@ -198,9 +201,10 @@ def _same(want: Any, now: Any) -> bool:
 
 
 def _when(moment: Optional[float]) -> str:
-    if not moment:
-        return "before"
-    return time.strftime("on %Y-%m-%d at %H:%M UTC", time.gmtime(moment))
+    try:
+        return time.strftime("on %Y-%m-%d at %H:%M UTC", time.gmtime(moment)) if moment else "before"
+    except (OverflowError, ValueError, OSError):
+        return "at an unknown time"
 
 
 def _first_line(text: str) -> str:

@@ -23,6 +23,8 @@ from .running import Running
 from .spec import ModelSpec
 
 FORMAT = 1
+# No time of a record is as late as this, the year 3000; what is, no calendar need be able to show.
+LATEST = 32503680000
 
 
 class LockHeld(Exception):
@@ -81,15 +83,13 @@ class Record:
         if self.path is None:
             return {}
         try:
-            text = self.path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return {}
-        try:
-            found = json.loads(text)
+            found = json.loads(self.path.read_text(encoding="utf-8"))
             if found["format"] > FORMAT:
                 raise ValueError(f"format {found['format']} of a later version")
-            return {str(uid): Entry(**entry) for uid, entry in found["models"].items()}
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            return {str(uid): _entry(uid, told) for uid, told in found["models"].items()}
+        except FileNotFoundError:
+            return {}
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             self.notice = f"The record {self.path} could not be read ({type(error).__name__}: {error})"
             if self.writable:
                 aside = self.path.with_name(f"{self.path.name}.broken-{time.strftime('%Y%m%dT%H%M%S')}")
@@ -115,6 +115,22 @@ class Record:
         except BaseException:
             Path(name).unlink()
             raise
+
+
+def _entry(uid: str, told: Mapping[str, Any]) -> Entry:
+    """An entry of the file; raises ValueError or TypeError for one that we cannot have written."""
+    entry = Entry(**told)
+    times = [entry.launched_at] if entry.since is None else [entry.launched_at, entry.since]
+    right = (
+        isinstance(entry.fingerprint, str)
+        and isinstance(entry.payload, dict)
+        and isinstance(entry.shown, dict)
+        and isinstance(entry.ready, bool)
+        and all(isinstance(time_s, (int, float)) and 0 <= time_s < LATEST for time_s in times)
+    )
+    if not right:
+        raise ValueError(f"the entry of {uid} is not as this collection writes it")
+    return entry
 
 
 @contextmanager

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from ansible_collections.airgap.xinference.plugins.module_utils.server.plan import plan, visible_drift
 from ansible_collections.airgap.xinference.plugins.module_utils.server.record import Entry
@@ -135,12 +137,25 @@ def test_a_change_made_on_the_server_is_seen():
     assert step.action == "relaunch" and "replica was 1, is 3" in step.reason
 
 
+def test_a_fact_that_the_record_does_not_have_yet_relaunches_nothing():
+    recorded = entry(spec())
+    old = {name: value for name, value in recorded["m"].shown.items() if name not in ("replica", "model_engine")}
+    recorded["m"] = replace(recorded["m"], shown=old)
+    assert one([spec()], running(), recorded).action == "keep"
+    assert one([spec()], running(model_name="x"), recorded).action == "relaunch"
+    assert one([], running(since=200), recorded).action == "terminate"
+
+
 def test_a_relaunch_by_somebody_else_is_seen():
     step = one([spec()], running(since=200), entry(spec()))
     assert step.action == "adopt" and "somebody else on 1970-01-01 at 00:03 UTC" in step.reason
     step = one([spec()], running(since=200, model_name="x"), entry(spec(), model_name="x"))
     assert step.action == "relaunch" and "model_name is x" in step.reason
     assert one([spec()], running(since=None), entry(spec())).action == "keep"
+
+
+def test_a_server_with_an_absurd_clock_breaks_nothing():
+    assert "at an unknown time" in one([spec()], running(since=10**30), entry(spec())).reason
 
 
 def test_only_our_own_models_are_pruned():

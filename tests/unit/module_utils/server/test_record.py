@@ -62,17 +62,41 @@ def test_it_is_private_and_leaves_no_scraps(path):
         '{"format": 1}',
         '{"format": 99, "models": {}}',
         '{"format": 1, "models": {"m": {"x": 1}}}',
+        '{"format": 1, "models": {"m": null}}',
+        '{"format": 1, "models": []}',
+        '{"format": "1", "models": {}}',
+        *(
+            json.dumps({"format": 1, "models": {"m": {"fingerprint": "sha256:0", "payload": {}, **wrong}}})
+            for wrong in (
+                {"payload": []},
+                {"payload": "x"},
+                {"payload": None},
+                {"shown": []},
+                {"shown": None},
+                {"fingerprint": 5},
+                {"ready": "yes"},
+                {"launched_at": "yesterday"},
+                {"launched_at": 1e300},
+                {"launched_at": -1},
+                {"launched_at": float("nan")},
+                {"launched_at": None},
+                {"since": "x"},
+                {"since": 10**20},
+            )
+        ),
+        "\udcff\udcfe",
+        "[" * 100000,
     ],
 )
 def test_a_broken_record_is_set_aside(path, text):
     path.parent.mkdir()
-    path.write_text(text, encoding="utf-8")
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
     looking = Record(path, writable=False)
     assert looking.entries == {} and "could not be read" in looking.notice and path.exists()
     record = Record(path)
     assert record.entries == {} and "set aside as launched.json.broken-" in record.notice
     (aside,) = path.parent.iterdir()
-    assert aside.read_text(encoding="utf-8") == text
+    assert aside.read_bytes() == text.encode("utf-8", "surrogateescape")
     record.begin(SPEC)
     assert set(Record(path).entries) == {"m"}
 
@@ -100,6 +124,13 @@ def test_a_failed_write_keeps_the_old_record(path, monkeypatch):
 
 def test_entries_of_older_releases_lack_newer_facts():
     assert Entry("sha256:0", {}).ready is False
+    assert Entry("sha256:0", {}).shown == {}
+
+
+def test_an_entry_without_newer_facts_is_read(path):
+    path.parent.mkdir()
+    path.write_text('{"format": 1, "models": {"m": {"fingerprint": "sha256:0", "payload": {}}}}', encoding="utf-8")
+    assert Record(path).entries == {"m": Entry("sha256:0", {})}
 
 
 def _hold(path, held, release):
