@@ -196,10 +196,10 @@ def _run(module: AnsibleModule) -> dict:
             return {"changed": True, "directory": params["path"], "annotations": facts_of([], order, interpreter)}
         if changed:
             collect(directory, order, pip_of(params["python"], sys.executable, run), key, run, interpreter)
+        wheels = wheels_in(directory)
+        size = sum((directory / wheel.file).stat().st_size for wheel in wheels)
     except OSError as error:
         raise BundleError(f"Collecting wheels with {params['python']} into {directory}: {error}") from error
-    wheels = wheels_in(directory)
-    size = sum((directory / wheel.file).stat().st_size for wheel in wheels)
     return {
         "changed": changed,
         "directory": params["path"],

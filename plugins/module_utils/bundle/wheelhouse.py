@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import re
 import shutil
@@ -133,8 +134,19 @@ def collect(
 ) -> None:
     """Have `pip` (a command) collect the wheels beside `directory`, check them, and put them in its place in one step.
 
-    Raises BundleError with the end of what pip said, or with every file that is not a wheel that was asked for.
+    Two that collect into one directory wait for each other, and the second finds the work done. Raises BundleError with
+    the end of what pip said, or with every file that is not a wheel that was asked for.
     """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with directory.with_name(directory.name + ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not up_to_date(directory, key):
+            _collect(directory, order, pip, key, run, interpreter)
+
+
+def _collect(
+    directory: Path, order: Order, pip: list[str], key: str, run: Run, interpreter: dict[str, str] | None
+) -> None:
     fresh = directory.with_name(directory.name + ".new")
     shutil.rmtree(str(fresh), ignore_errors=True)
     fresh.mkdir(parents=True)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
@@ -58,7 +59,25 @@ def test_collecting_leaves_out_and_is_not_done_again(tmp_path: Path) -> None:
     assert pip.requirements == "torch==2.13.0\nxinference==4.1.0\n"
     assert pip.commands[0][:4] == ["python3", "-m", "pip", "wheel"]
     assert not any("index" in word for word in pip.commands[0])
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["wheels", "wheels.json"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["wheels", "wheels.json", "wheels.lock"]
+
+
+def test_two_that_collect_at_once_run_pip_once(tmp_path: Path) -> None:
+    wheels = tmp_path / "wheels"
+    second = Pip(TORCH)
+    other = threading.Thread(target=collect, args=(wheels, ORDER, PIP, "key", second))
+
+    class First(Pip):
+        def __call__(self, command: List[str]) -> Tuple[int, str, str]:
+            other.start()
+            other.join(0.3)
+            return super().__call__(command)
+
+    first = First(TORCH, XINFERENCE)
+    collect(wheels, ORDER, PIP, "key", first)
+    other.join(10)
+    assert (len(first.commands), second.commands) == (1, [])
+    assert [wheel.file for wheel in wheels_in(wheels)] == [TORCH, XINFERENCE]
 
 
 @pytest.mark.parametrize("loss", ["a wheel", "a byte", "all"])
