@@ -58,6 +58,11 @@ def test_everything_the_inventory_says_about_the_connection_is_said():
     assert "ProxyCommand=ssh -W %h:%p gate" in said and "ConnectTimeout=10" in said
 
 
+@pytest.mark.parametrize("said", [True, None])
+def test_host_keys_are_checked_unless_the_user_says_no(said):
+    assert "StrictHostKeyChecking" not in " ".join(words(host_key_checking=said))
+
+
 def test_the_connection_that_stands_is_shared():
     assert 'ControlPath="/home/me/.ansible/cp/abc123"' in words()
     assert 'ControlPath="/run/%h"' in words(control_path="%(directory)s/%%h", control_path_dir="/run")

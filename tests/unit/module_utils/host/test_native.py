@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import http.server
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator
@@ -223,6 +225,39 @@ def test_stopping_what_does_not_run_does_nothing_and_waits_for_nothing(tmp_path:
     began = time.monotonic()
     service.carry_out(native, step, 60)
     assert step.action == "none" and time.monotonic() - began < 5
+
+
+def test_a_root_whose_path_only_begins_alike_is_another_server(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "import time; time.sleep(30)"]
+    with subprocess.Popen(command, env={native_run.MARK: f"{tmp_path}2"}) as process:
+        mine, other = list(native_run.family(tmp_path)), list(native_run.family(Path(f"{tmp_path}2")))
+        process.kill()
+    assert (mine, other) == ([], [process.pid])
+
+
+def test_an_answer_of_another_program_is_not_waited_for(tmp_path: Path) -> None:
+    deploy(tmp_path)
+    native = native_ctl.Native(tmp_path)
+    with http.server.HTTPServer(("127.0.0.1", 0), Quiet) as other:
+        thread = threading.Thread(target=other.serve_forever, args=(0.05,))
+        thread.start()
+        native.service["port"] = other.server_port
+        try:
+            assert service.answers(service.endpoint(native.service) + "/status")
+            with pytest.raises(service.NotHealthy, match="does not answer"):
+                service.wait(native, 0.3, since=time.time())
+        finally:
+            other.shutdown()
+            thread.join()
+
+
+class Quiet(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_words: Any) -> None:
+        """Say nothing."""
 
 
 def test_another_program_on_the_port_does_not_pass_for_our_server(tmp_path: Path) -> None:

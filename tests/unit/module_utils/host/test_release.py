@@ -36,6 +36,14 @@ def test_a_release_is_written_once_and_put_in_force(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "releases").iterdir()] == [wanted]
 
 
+def test_only_the_owner_reads_what_may_hold_secrets(tmp_path: Path) -> None:
+    files = definition.files(tmp_path, SERVICE, [{"model_uid": "m"}], {})
+    release.make(tmp_path, files)
+    directory = tmp_path / "releases" / release.identity(files)
+    for name in ("service.json", "models.json"):
+        assert stat.S_IMODE((directory / name).stat().st_mode) == 0o400
+
+
 def test_a_release_that_was_tampered_with_is_written_again(tmp_path: Path) -> None:
     release.make(tmp_path, FILES)
     path = tmp_path / "releases" / release.identity(FILES) / "service.json"
