@@ -128,18 +128,30 @@ class Transport:
         try:
             response = self._send(method, path, bearer=used, **kwargs)
         except AccessRefused as error:
-            if error.status == 401 and self._token and self._proven:
-                with self._login_lock:
-                    if self._token == used:
-                        self._proven = False
-                        self._login()
+            if error.status != 401 or not self._renewed(used):
+                self._remember(error, used)
+                raise
+            try:
                 response = self._send(method, path, bearer=self._token, **kwargs)
-            else:
-                if error.status in (401, 429) and used:
-                    self._refusal = error
+            except AccessRefused as again:
+                self._remember(again, used)
                 raise
         self._proven = True
         return response
+
+    def _renewed(self, used: Optional[str]) -> bool:
+        """Whether there is another session now than the one `used`, renewed here or by another thread meanwhile."""
+        if not self._token:
+            return False
+        with self._login_lock:
+            if self._token == used and self._proven:
+                self._proven = False
+                self._login()
+            return self._token != used
+
+    def _remember(self, error: AccessRefused, used: Optional[str]) -> None:
+        if error.status in (401, 429) and used:
+            self._refusal = error
 
     def _credential(self) -> Optional[str]:
         if self._refusal is not None:

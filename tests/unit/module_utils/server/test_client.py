@@ -9,6 +9,7 @@ import contextlib
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from ansible_collections.airgap.xinference.plugins.module_utils.server import transport
@@ -118,6 +119,53 @@ def test_a_session_that_ran_out_is_renewed_once():
         with pytest.raises(AccessRefused):
             client.models()
         assert fake.seen.count("POST /token") == 3
+
+
+def test_a_renewed_session_that_is_refused_again_ends_it():
+    tokens, good = iter(["one", "two", "three"]), {"one"}
+
+    def answer(method, path, headers):
+        if path == "/v1/cluster/auth":
+            return 200, {"auth": True}
+        if path == "/token":
+            return 200, {"access_token": next(tokens)}
+        allowed = headers.get("Authorization", "").split(" ")[-1] in good
+        return (200, MODELS) if allowed else (401, {"detail": "Could not validate credentials"})
+
+    with serving(answer) as fake:
+        client = Client(fake.endpoint, username="u", password="p")
+        client.models()
+        good.clear()
+        fake.seen.clear()
+        for _attempt in range(4):
+            with pytest.raises(AccessRefused):
+                client.models()
+        assert fake.seen == ["GET /v1/models", "POST /token", "GET /v1/models"]
+
+
+def test_threads_renew_a_session_once_and_all_go_on():
+    tokens, good, at_once = iter(["one", "two", "three"]), {"one"}, threading.Barrier(4)
+
+    def answer(method, path, headers):
+        if path == "/v1/cluster/auth":
+            return 200, {"auth": True}
+        if path == "/token":
+            time.sleep(0.1)
+            return 200, {"access_token": next(tokens)}
+        if headers["Authorization"] == "Bearer one" and "one" not in good:
+            at_once.wait(10)
+        allowed = headers["Authorization"].split(" ")[-1] in good
+        return (200, MODELS) if allowed else (401, {"detail": "Could not validate credentials"})
+
+    with serving(answer) as fake, ThreadPoolExecutor(4) as pool:
+        client = Client(fake.endpoint, username="u", password="p")
+        client.models()
+        good.clear()
+        good.add("two")
+        fake.seen.clear()
+        jobs = [pool.submit(client.models) for _number in range(4)]
+        assert all(list(job.result()) == ["a"] for job in jobs)
+        assert fake.seen.count("POST /token") == 1
 
 
 def test_forbidden_is_not_a_wrong_key():

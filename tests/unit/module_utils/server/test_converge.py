@@ -251,6 +251,60 @@ def test_a_launch_that_hangs_is_cancelled(version):
     assert set(record.entries) == {"n"}
 
 
+@pytest.mark.parametrize(("status", "listed"), [("READY", True), ("CREATING", False), ("READY", False)])
+def test_what_a_failed_launch_leaves_running_is_stopped(status, listed):
+    server, record = scripted(m="hang"), Record(None)
+
+    def half(payload, timeout=None):
+        server._note("launch", "m")
+        server.put("m", status, listed)
+        raise ServerError("it broke", 500, "it broke", "POST", "/v1/models")
+
+    server.launch = half
+    (outcome,) = do(server, spec(), record=record).values()
+    assert not outcome.ok and "it broke" in outcome.error and not record.entries
+    assert "m" not in server.live or server.live["m"]["status"] == "ERROR"
+    assert writes(server) == ["launch m", *(["cancel m"] if status == "CREATING" else []), "terminate m"]
+
+
+def test_a_launch_that_fails_by_itself_is_not_terminated():
+    server = scripted(m="it does not fit")
+    do(server, spec())
+    assert writes(server) == ["launch m"]
+
+
+def test_a_sweep_that_fails_hides_no_reason(monkeypatch):
+    server = scripted(m="it does not fit")
+    (outcome,) = do(server, spec()).values()
+    server, looked = scripted(m="it does not fit"), []
+
+    def fail(client):
+        looked.append(client)
+        raise Unreachable("gone")
+
+    monkeypatch.setattr(launching, "look", fail)
+    (outcome,) = do(server, spec()).values()
+    assert looked and "it does not fit" in outcome.error
+
+
+@pytest.mark.parametrize("version", ["4.1.0", "1.8.1"])
+def test_a_timeout_cancels_once_and_waits_until_the_launch_has_unwound(version, monkeypatch):
+    server, cancel = scripted(version, m="hang"), Scripted.cancel
+    cancelled = []
+
+    def slowly(uid):
+        cancelled.append(time.monotonic())
+        server._note("cancel", uid)
+        threading.Timer(0.7, cancel, (server, uid)).start()
+
+    monkeypatch.setattr(server, "cancel", slowly)
+    start = time.monotonic()
+    (outcome,) = do(server, spec(), timeout=1.0).values()
+    assert len(cancelled) == 1 and cancelled[0] - start > 0.9
+    assert server.live["m"]["status"] == "ERROR" and outcome.duration > 1.6
+    assert "the launch was cancelled" in outcome.error
+
+
 def test_a_launch_ready_at_the_last_moment_is_not_cancelled(monkeypatch):
     server = scripted(polls=1)
     follow = launching.Launcher.follow
@@ -470,6 +524,26 @@ def test_a_rehearsal_writes_nothing(tmp_path):
     assert set(result.models[0]) == {"model_uid", "action", "reason", "model", "duration", "error", "diagnosis"}
     assert writes(server) == [] and not root.exists() and server.requests_made == 2
     assert result.after == {"m": ENTRY} and set(result.before) == {"theirs"}
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_rehearsal_leaves_the_record_as_it_is(broken, tmp_path):
+    server = scripted()
+    run(server, tmp_path, ENTRY, {**ENTRY, "model_uid": "old"})
+    server.put("theirs")
+    path = tmp_path / "state" / "launched.json"
+    if broken:
+        path.write_text("{", encoding="utf-8")
+    before = path.read_bytes(), path.stat().st_mtime_ns, path.stat().st_ino, sorted(path.parent.iterdir())
+    entries = [{**ENTRY, "replica": 2}, {**ENTRY, "model_uid": "theirs"}, {**ENTRY, "model_uid": "new"}]
+    result = run(server, tmp_path, *entries, rehearse=True)
+    assert result.changed and len(result.models) == (3 if broken else 4)
+    assert before == (
+        path.read_bytes(),
+        path.stat().st_mtime_ns,
+        path.stat().st_ino,
+        sorted(path.parent.iterdir()),
+    )
 
 
 def test_a_second_run_costs_two_requests_and_changes_nothing(tmp_path):

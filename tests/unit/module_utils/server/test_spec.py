@@ -87,6 +87,29 @@ def test_the_fingerprint_sees_what_matters_and_only_that():
     assert fingerprint(options={"a": 1, "b": 2}) == fingerprint(options={"b": 2, "a": 1})
 
 
+def test_the_fingerprint_sees_gpus_and_every_field_that_is_sent():
+    entries: Any = [
+        {},
+        {"gpus": [0]},
+        {"gpus": [1]},
+        {"gpus": [0, 1]},
+        {"gpus": [1, 0]},
+        {"envs": {"A": "1"}},
+        {"envs": {"A": "2"}},
+        {"envs": {"B": "1"}},
+        {"n_gpu": 1},
+        {"n_gpu": None},
+        {"model_format": "pytorch"},
+        {"quantization": "none"},
+        {"request_limits": 3},
+        {"download_hub": "x"},
+        {"model_name": "other"},
+        {"model_uid": "other"},
+    ]
+    specs = [parse([{**EMBEDDING, **entry}], server_gpus=[0, 1])[0] for entry in entries]
+    assert len({spec.fingerprint() for spec in specs}) == len(entries)
+
+
 def test_the_fingerprint_is_stable_over_releases():
     """A change here relaunches every model of every site at the next run."""
     (spec,) = parse([{**EMBEDDING, "model_path": "/m"}])
