@@ -11,6 +11,7 @@ A checker takes the value from the inventory and returns the value to send, or r
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, Iterable, Optional
@@ -60,6 +61,17 @@ def mapping(value: Any) -> Dict[str, Any]:
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise ValueError("must be a dictionary")
     return dict(value)
+
+
+def options(value: Any) -> Dict[str, Any]:
+    """A dictionary that JSON can carry: without the numbers that it has no words for, however deep."""
+    found = mapping(value)
+    for name, item in found.items():
+        try:
+            json.dumps(item, allow_nan=False, default=str)
+        except (ValueError, RecursionError):
+            raise ValueError(f"must be what JSON can carry; {name} is or holds NaN or an infinite number") from None
+    return found
 
 
 def environment(value: Any) -> Dict[str, str]:
@@ -249,7 +261,7 @@ FIELDS: Dict[str, Field] = {
     "n_worker": Field(whole(1)),
     "worker_ip": Field(text),
     "request_limits": Field(whole(0)),
-    "peft_model_config": Field(mapping),
+    "peft_model_config": Field(options),
     "envs": Field(environment),
     "enable_virtual_env": Field(boolean),
     "virtual_env_packages": Field(texts),
@@ -257,7 +269,7 @@ FIELDS: Dict[str, Field] = {
     "download_hub": Field(text),
     "enable_thinking": Field(boolean),
     # Ours.
-    "options": Field(mapping, sent=False),
+    "options": Field(options, sent=False),
     "source": Field(mapping, sent=False),
     "gpus": Field(gpu_list, sent=False),
     "enabled": Field(boolean, sent=False),

@@ -251,7 +251,12 @@ class _Entry:
         for name in source:
             if name not in SOURCE_FIELDS:
                 self.problem(f"unknown field source.{name}{suggestion(name, SOURCE_FIELDS)}")
-        if ("path" in source) == ("modelscope" in source):
+        given = [name for name in ("path", "modelscope") if source.get(name) is not None]
+        empty = [name for name in ("path", "modelscope") if name in source and source[name] is None]
+        if not given and empty:
+            self.problem(f"source.{empty[0]} has no value; give it one")
+            return None
+        if len(given) != 1:
             self.problem("source wants exactly one of `path` and `modelscope`")
             return None
         for name in ("path", "modelscope", "name", "revision"):
