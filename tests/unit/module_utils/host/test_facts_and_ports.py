@@ -129,6 +129,8 @@ def test_contents_are_blobs_parts_and_finished_directories(tmp_path):
     (tmp_path / "partial" / name).symlink_to("/etc/passwd")
     marker = '{"path": "p", "python": "q", "tool": "uv", "seconds": 1.0}'
     (tmp_path / "venvs/whole/.complete").write_text(marker)
+    (tmp_path / "venvs/whole/bin").mkdir()
+    (tmp_path / "venvs/whole/bin/python").symlink_to(sys.executable)
     found = facts.contents(str(tmp_path))
     assert found == {"blobs": {f"sha256:{name}": 5}, "partial": {}, "venvs": ["whole"], "lib": ["abc"]}
     assert facts.contents(str(tmp_path / "absent")) == {"blobs": {}, "partial": {}, "venvs": [], "lib": []}
