@@ -383,6 +383,14 @@ def test_our_own_interrupted_launch_is_waited_for():
     assert record.entries["m"].ready
 
 
+def test_a_launch_under_way_that_is_waited_for_in_vain_is_cancelled():
+    server, record = scripted(m="hang"), Record(None)
+    record.begin(spec())
+    server.put("m", "CREATING", False)
+    (outcome,) = do(server, spec(), record=record, timeout=0.3).values()
+    assert "the launch was cancelled" in outcome.error and writes(server) == ["cancel m"]
+
+
 def test_a_launch_with_other_fields_under_way_is_cancelled_first():
     server, record = scripted(m="hang"), Record(None)
     record.begin(spec(replica=2))
