@@ -25,6 +25,7 @@ options:
   state:
     description:
       - V(started) starts a server that does not run and restarts one that was started from another definition.
+        It also restarts one that nothing would start again, because its manager is gone, or that has two.
       - V(restarted) restarts it in any case.
       - V(stopped) ends the server and every process that belongs to it.
     type: str

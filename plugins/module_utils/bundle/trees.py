@@ -9,6 +9,7 @@
     <root>/wheels/<name>/<first 12 digits>/   a set of wheels, hard links of its blobs
     <root>/tools/<name>/<first 12 digits>/    programs, hard links of their blobs, executable
     <root>/lib/<first 12 digits>/             the wheels `host`, unpacked
+    <root>/lib/.<first 12 digits>.json        their sizes and times, by which damage is noticed
     <root>/lib/python                         points at the one in use
     <root>/state/artifacts.json               what was shipped last, and where it is
 
