@@ -49,6 +49,7 @@ class Needs(NamedTuple):
     registrations: Sequence[str]
     backend: str = "native"
     image: str = ""
+    tools: Sequence[str] = ()
     min_memory: int = 0
     max_clock_skew: float = 300.0
     require_airgap: bool = False
