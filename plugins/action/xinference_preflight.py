@@ -54,6 +54,8 @@ ARGUMENTS = {
     "image": {"type": "str", "default": ""},
     "images": {"type": "list", "elements": "str", "default": []},
     "tools": {"type": "list", "elements": "str", "default": []},
+    "engines": {"type": "str", "choices": ["image", "bundle", "wheels", "index"], "default": "image"},
+    "docker_host": {"type": "str"},
     "min_memory": {"type": "str", "default": "0"},
     "max_clock_skew": {"type": "float", "default": 300},
     "airgap_addresses": {"type": "list", "elements": "str", "default": []},
@@ -75,8 +77,8 @@ class ActionModule(ActionBase):
         task_vars = task_vars or {}
         _validation, options = self.validate_argument_spec(argument_spec=ARGUMENTS)
         host = task_vars.get("inventory_hostname", "host")
-        fields = ("root", "address", "port", "gpus", "models", "registrations", "backend", "image", "open_allowed")
-        limits = ("max_clock_skew", "require_airgap")
+        fields = ("root", "address", "port", "gpus", "models", "registrations", "backend", "image", "tools")
+        limits = ("max_clock_skew", "require_airgap", "open_allowed")
         needs = Needs(
             **{field: options[field] for field in (*fields, *limits)}, min_memory=human_to_bytes(options["min_memory"])
         )
@@ -100,7 +102,7 @@ class ActionModule(ActionBase):
             bundle = Bundle.open(bundle_path(options["bundle"]))
             entries = [entry for entry in options["models"] if isinstance(entry, dict)]
             images = ([options["image"]] if options["image"] else []) + options["images"]
-            chosen = select(bundle, entries, options["backend"], images, options["tools"])
+            chosen = select(bundle, entries, options["backend"], images, options["tools"], options["engines"])
             damaged, _read = verified(
                 bundle, chosen.artifacts, options["cache_dir"], lambda line: display.display(f"{host}: {line}")
             )
@@ -131,6 +133,7 @@ class ActionModule(ActionBase):
             "python_tag": wheelhouse.annotations.get(WHEELS_PYTHON) if wheelhouse else None,
             "gpus": bool(wanted_gpus(needs)),
             "engine": needs.backend == "docker",
+            "docker_host": options["docker_host"],
             "addresses": options["airgap_addresses"],
             "timeout": options["airgap_timeout"],
         }

@@ -43,6 +43,9 @@ options:
     description: Whether to ask the Docker Engine what it is and has.
     type: bool
     default: false
+  docker_host:
+    description: Address of the engine, by default what the client of the host is set up for.
+    type: str
   addresses:
     description:
       - Addresses outside of the site, as C(host:port). A TCP connection to each is tried, and nothing is sent.
@@ -146,6 +149,7 @@ def main() -> None:
             "python_tag": {"type": "str"},
             "gpus": {"type": "bool", "default": False},
             "engine": {"type": "bool", "default": False},
+            "docker_host": {"type": "str"},
             "addresses": {"type": "list", "elements": "str", "default": []},
             "timeout": {"type": "float", "default": 2},
         },
@@ -164,7 +168,9 @@ def main() -> None:
         clock=system_facts.clock(),
         selinux=system_facts.selinux(options["root"]),
         reached=system_facts.reached(options["addresses"], options["timeout"]),
-        engine=engine_facts.look(options["root"], options["port"]) if options["engine"] else None,
+        engine=engine_facts.look(options["root"], options["port"], options["docker_host"])
+        if options["engine"]
+        else None,
     )
 
 

@@ -87,6 +87,15 @@ options:
     type: list
     elements: str
     default: []
+  engines:
+    description:
+      - Where launches get packages of engines that the image lacks, as for M(airgap.xinference.xinference_ship).
+    type: str
+    choices: [image, bundle, wheels, index]
+    default: image
+  docker_host:
+    description: Address of the host's engine, by default what the client there is set up for.
+    type: str
   min_memory:
     description: Memory the host must have at least, such as V(64G). More is wanted where the models need more.
     type: str

@@ -40,6 +40,7 @@ extends_documentation_fragment:
 attributes:
   check_mode:
     support: full
+    details: Where nothing was shipped yet, the name of the directory is not known.
   diff_mode:
     support: none
   idempotent:
@@ -94,6 +95,9 @@ def main() -> None:
         supports_check_mode=True,
     )
     root = Path(module.params["root"])
+    if module.check_mode and not (root / "state" / "artifacts.json").exists():
+        # Nothing was shipped yet, so the name that the wheels will give the directory is not known.
+        module.exit_json(changed=True, venv=str(root / "venvs" / "not-shipped-yet"))
     with failing(module, venv.VenvError, OSError):
         wheels, path = venv.places(root, module.params["name"])
         found = venv.complete(path)

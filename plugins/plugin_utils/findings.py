@@ -50,6 +50,7 @@ class Needs(NamedTuple):
     backend: str = "native"
     open_allowed: bool = False
     image: str = ""
+    tools: Sequence[str] = ()
     min_memory: int = 0
     max_clock_skew: float = 300.0
     require_airgap: bool = False

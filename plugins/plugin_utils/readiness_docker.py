@@ -25,7 +25,7 @@ COMPOSE_TOOL = ("tools", "docker-compose")
 def judge_docker(needs: Needs, facts: Facts, bundle: Bundle | None, gpus: bool) -> list[Finding]:
     """Everything about the engine; `gpus` tells whether containers have to get any."""
     engine = facts["engine"]
-    carried = bundle is not None and bundle.find(*COMPOSE_TOOL) is not None
+    carried = COMPOSE_TOOL[1] in needs.tools and bundle is not None and bundle.find(*COMPOSE_TOOL) is not None
     return [
         *judge_engine(engine, facts["machine"]["user"]),
         *judge_compose(engine, carried),

@@ -28,39 +28,42 @@ _VERSION = re.compile(r"\d+\.\d+(?:\.\d+)?")
 _PLACES = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-def look(root: str, port: Optional[int]) -> Dict[str, Any]:
+def look(root: str, port: Optional[int], address: Optional[str] = None) -> Dict[str, Any]:
     """Everything about the engine: `client`, `version`, `problem`, `data`, `compose`, `nvidia`, `images`, ...
+
+    `address` is that of the engine, by default what the client is set up for.
 
     `problem` says why there is no answer, in the client's own words; what only an engine tells is empty then.
     """
-    client = _which("docker")
+    program = _which("docker")
+    client = [program, *(["--host", address] if address else [])] if program else []
     answer = _info(client) if client else {}
     problem = _trouble(client, answer)
     up = not problem
     containerd = any(len(row) > 1 and row[1] == SNAPSHOTTER for row in answer.get("DriverStatus") or [])
     data = CONTAINERD_ROOT if containerd else answer.get("DockerRootDir") or ""
     return {
-        "client": client,
+        "client": program,
         "version": answer.get("ServerVersion") or "",
         "problem": problem,
         "containerd": containerd,
         "security": answer.get("SecurityOptions") or [],
         "data": volume(data) if up and data else None,
-        "compose": compose(client),
+        "compose": compose(program),
         "nvidia": nvidia(answer),
         "images": _images(client) if up else [],
         "publishers": _publishers(client, port, root) if up and port else [],
     }
 
 
-def compose(client: str) -> Dict[str, str]:
+def compose(program: str) -> Dict[str, str]:
     """Versions of the plugin (`v2`) and of the program of its own (`v1`); empty where there is none.
 
     A program of its own that is a Compose v2 does not count: the engine's client does not find it.
     """
-    plugin = _version(_run(client, "compose", "version", "--short")[1]) if client else ""
-    program = _which("docker-compose")
-    alone = _version(_run(program, "version")[1]) if program else ""
+    plugin = _version(_run(program, "compose", "version", "--short")[1]) if program else ""
+    other = _which("docker-compose")
+    alone = _version(_run(other, "version")[1]) if other else ""
     return {"v2": plugin, "v1": alone if alone.startswith("1.") else ""}
 
 
@@ -74,7 +77,7 @@ def nvidia(info: Dict[str, Any], directories: Sequence[str] = CDI_DIRECTORIES) -
     return {"runtime": "nvidia" in (info.get("Runtimes") or {}), "hook": _which(NVIDIA_HOOK), "cdi": described}
 
 
-def _trouble(client: str, info: Dict[str, Any]) -> str:
+def _trouble(client: Sequence[str], info: Dict[str, Any]) -> str:
     """Why the engine cannot be used, empty when it can."""
     if not client:
         return "there is no docker on the PATH"
@@ -84,9 +87,9 @@ def _trouble(client: str, info: Dict[str, Any]) -> str:
     return ""
 
 
-def _info(client: str) -> Dict[str, Any]:
+def _info(client: Sequence[str]) -> Dict[str, Any]:
     """What `docker info` tells; with `said` when that is no JSON."""
-    _code, out, err = _run(client, "info", "--format", "{{json .}}")
+    _code, out, err = _run(*client, "info", "--format", "{{json .}}")
     try:
         found = json.loads(out)
     except ValueError:
@@ -96,13 +99,13 @@ def _info(client: str) -> Dict[str, Any]:
     return {}
 
 
-def _images(client: str) -> List[Dict[str, Any]]:
+def _images(client: Sequence[str]) -> List[Dict[str, Any]]:
     """Id, names and layers of every image, intermediate ones too."""
-    _code, out, _err = _run(client, "image", "ls", "--all", "--quiet", "--no-trunc")
+    _code, out, _err = _run(*client, "image", "ls", "--all", "--quiet", "--no-trunc")
     ids = list(dict.fromkeys(out.split()))
     found: List[Dict[str, Any]] = []
     for start in range(0, len(ids), 200):
-        _code, out, _err = _run(client, "image", "inspect", *ids[start : start + 200])
+        _code, out, _err = _run(*client, "image", "inspect", *ids[start : start + 200])
         try:
             rows = json.loads(out)
         except ValueError:
@@ -113,10 +116,10 @@ def _images(client: str) -> List[Dict[str, Any]]:
     return found
 
 
-def _publishers(client: str, port: int, root: str) -> List[Dict[str, Any]]:
+def _publishers(client: Sequence[str], port: int, root: str) -> List[Dict[str, Any]]:
     """Containers that publish a port: name, image, and whether the project they belong to lies below `root`."""
     form = '{{.Names}}\t{{.Image}}\t{{.Label "com.docker.compose.project.working_dir"}}'
-    _code, out, _err = _run(client, "ps", "--filter", f"publish={port}/tcp", "--format", form)
+    _code, out, _err = _run(*client, "ps", "--filter", f"publish={port}/tcp", "--format", form)
     tops = {root.rstrip("/"), os.path.realpath(root)}
     found = []
     for line in out.splitlines():
