@@ -80,6 +80,7 @@ def converge(
             outcomes[step.uid] = work.outcome(step)
         else:
             waiting.append(step)
+    gpus = _has_gpus(client) if sum(step.spec is not None for step in waiting) > 1 else True
     active: Dict[str, Step] = {}
     done: queue.Queue[Any] = queue.Queue()
 
@@ -91,7 +92,7 @@ def converge(
 
     bug: Optional[BaseException] = None
     while active or (waiting and not bug):
-        for step in [] if bug else startable(waiting, list(active.values()), limit):
+        for step in [] if bug else startable(waiting, list(active.values()), limit, gpus):
             waiting.remove(step)
             active[step.uid] = step
             threading.Thread(target=run, args=(step,), name=f"converge {step.uid}", daemon=True).start()
@@ -104,6 +105,14 @@ def converge(
     if bug:
         raise bug
     return [outcomes[step.uid] for step in steps]
+
+
+def _has_gpus(client: Client) -> bool:
+    """Whether the server can see a GPU; where it does not tell, it may."""
+    try:
+        return any(node.get("gpu_count") for node in client.cluster_info())
+    except ServerError:
+        return True
 
 
 class _Work:

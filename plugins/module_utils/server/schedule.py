@@ -7,30 +7,31 @@ from __future__ import annotations
 
 from typing import Collection, List, Sequence
 
+from .fields import LAUNCH_ORDER
 from .plan import Step
 from .spec import ModelSpec
 
 REMOVALS = ("terminate", "cleanup")
 
 
-def startable(waiting: Sequence[Step], active: Collection[Step], limit: int) -> List[Step]:
-    """The waiting steps that may start now, beside the active ones, at most `limit` in all.
+def startable(waiting: Sequence[Step], active: Collection[Step], limit: int, gpus: bool = True) -> List[Step]:
+    """The waiting steps that may start now, in the order to start them, at most `limit` with the active ones.
 
-    Launches wait until every removal is done, so that they find its memory free. Models that share a GPU with an
-    engine that measures free memory start one after another, in their order; a later one never overtakes.
+    Launches wait until every removal is done, so that they find its memory free. Models that share a GPU start in their
+    order, and one after another where an engine measures the free memory; a later one never overtakes. Of models that
+    share none, LLMs start first, because they take longest. `gpus` is whether the server has any.
     """
-    chosen: List[Step] = []
-    passed: List[Step] = []
-    for step in waiting:
-        ahead = [*active, *chosen, *passed]
-        if len(active) + len(chosen) < limit and not any(_must_wait(step, other) for other in ahead):
-            chosen.append(step)
-        else:
-            passed.append(step)
-    return chosen
+    free: List[Step] = []
+    for place, step in enumerate(waiting):
+        if not any(_must_wait(step, other, gpus) for other in [*active, *waiting[:place]]):
+            free.append(step)
+    room = max(0, limit - len(active))
+    if not any(one is not other and _share(one, other, gpus) for one in waiting for other in waiting):
+        free.sort(key=lambda step: -step.spec.rank if step.spec else -len(LAUNCH_ORDER))
+    return free[:room]
 
 
-def _must_wait(step: Step, other: Step) -> bool:
+def _must_wait(step: Step, other: Step, gpus: bool) -> bool:
     """Whether `step` may not run while `other`, which comes before it, has not finished."""
     if step.action in REMOVALS:
         return False
@@ -39,7 +40,11 @@ def _must_wait(step: Step, other: Step) -> bool:
     if step.spec is None or other.spec is None:
         return False
     measured = step.spec.measures_memory or other.spec.measures_memory
-    return measured and share_gpu(step.spec, other.spec)
+    return measured and _share(step, other, gpus)
+
+
+def _share(step: Step, other: Step, gpus: bool) -> bool:
+    return gpus and step.spec is not None and other.spec is not None and share_gpu(step.spec, other.spec)
 
 
 def share_gpu(one: ModelSpec, other: ModelSpec) -> bool:

@@ -40,6 +40,7 @@ class Scripted:
         self.requests_made = 0
         self.at_once = self.most_at_once = 0
         self.clock = 1000
+        self.gpus = 2
         self.guard = threading.RLock()
 
     def version(self):
@@ -133,6 +134,10 @@ class Scripted:
                 raise ServerError("it cannot stop", 500, "actor is stuck", "DELETE", uid)
             del self.live[uid]
 
+    def cluster_info(self):
+        self._note("cluster")
+        return [{"node_type": "Worker", "gpu_count": self.gpus}]
+
     def registrations(self, model_type):
         self._note("registrations", model_type)
         return [{"model_name": "bce", "is_builtin": True}, {"model_name": "ours", "is_builtin": False}]
@@ -195,6 +200,19 @@ def test_models_are_launched_together_within_the_limit():
     vllm = [spec(f"m{number}", model_engine="vllm") for number in range(3)]
     do(server, *vllm, limit=3)
     assert server.most_at_once == 1
+
+
+def test_where_no_gpu_is_shared_the_longest_launch_starts_first():
+    small, large = spec("small"), spec("large", model_type="LLM")
+    for gpus, first in ((0, "large"), (2, "small")):
+        server = scripted()
+        server.gpus = gpus
+        do(server, small, large, limit=1)
+        assert writes(server)[0] == f"launch {first}"
+    server = scripted(m="Unreachable")
+    server.cluster_info = lambda: (_ for _ in ()).throw(Unreachable("busy"))
+    do(server, small, large, limit=1)
+    assert writes(server)[0] == "launch small"
 
 
 @pytest.mark.parametrize("version", ["4.1.0", "1.8.1"])

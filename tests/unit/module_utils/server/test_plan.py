@@ -242,6 +242,15 @@ def test_models_sharing_a_gpu_with_a_measuring_engine_start_in_turn():
     assert [step.uid for step in startable(plan([vllm, other], {}, {}), [active], 4)] == ["o"]
 
 
+def test_where_nothing_is_shared_llms_start_first():
+    models = [spec("e", gpus=[0]), spec("llm", gpus=[1], model_type="LLM"), spec("a", gpus=[2], model_type="audio")]
+    assert steps_of(*models) == ["llm", "a", "e"] and steps_of(*models, limit=1) == ["llm"]
+    assert steps_of(*models, spec("r", gpus=[0], model_type="rerank")) == ["e", "r", "a", "llm"]
+    anywhere = [spec("e"), spec("llm", model_type="LLM", model_engine="vllm")]
+    assert steps_of(*anywhere) == ["e"]
+    assert [step.uid for step in startable(plan(anywhere, {}, {}), [], 4, gpus=False)] == ["llm", "e"]
+
+
 def test_a_waiting_model_is_not_overtaken_on_its_gpu():
     first = spec("1", gpus=[0], model_engine="vllm")
     second = spec("2", gpus=[0, 1], model_engine="vllm")
