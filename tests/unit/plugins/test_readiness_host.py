@@ -214,9 +214,10 @@ def test_the_largest_pack_of_small_blobs_is_there_twice(tmp_path):
     blobs = tuple(Blob(f"sha256:{number:064d}", 2**20) for number in range(100))
     model = Artifact("models", "m", blobs[0].digest, 100 * 2**20, "", blobs=blobs)
     bundle = Bundle(tmp_path, [model])
-    place = {"existing": "/opt", "device": 1, "free_bytes": 164 * 2**20 + SLACK}
+    free = 164 * 2**20 + SLACK
+    place = {"existing": "/opt", "device": 1, "free_bytes": free}
     assert judge_disk(needs(), facts(place=place), bundle, [model]) == []
-    assert judge_disk(needs(), facts(place={**place, "free_bytes": place["free_bytes"] - 1}), bundle, [model])
+    assert judge_disk(needs(), facts(place={**place, "free_bytes": free - 1}), bundle, [model])
 
 
 def test_one_disk_for_root_and_engine_needs_room_for_both(image):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+from typing import Any
 
 import pytest
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.digest import hash_bytes
@@ -166,7 +167,8 @@ def test_a_full_controller_is_told_as_such(tmp_path, monkeypatch):
     def fill(*_group):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    way = PutFile(None, None, "/site/partial", str(tmp_path))
+    nobody: Any = None
+    way = PutFile(nobody, nobody, "/site/partial", str(tmp_path))
     monkeypatch.setattr(way, "_write_pack", fill)
     with pytest.raises(TransportError, match=r"on the controller is full: 2\.9 KiB are needed, .* local_tmp"):
         way.send([Step("send", ONE, 1000), Step("send", TWO, 2000)], Progress("site1", 3000, print))

@@ -22,6 +22,7 @@ from ansible_collections.airgap.xinference.plugins.module_utils.bundle.ingest im
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.keep import Wanted, keep
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import Bundle
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.library import unpack_wheel
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.sizes import size_text
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.store import Store, StoreError
 
 CONTENT = b"weights" * 1000
@@ -161,7 +162,7 @@ def test_a_pack_that_does_not_fit_stays_and_is_told_in_numbers(store, monkeypatc
     received = store.partial / "pack-0001.tar"
     received.write_bytes(pack([(DIGEST.partition(":")[2], CONTENT)]))
     monkeypatch.setattr(store_module, "_write_new", full_disk)
-    needed = store_module.size_text(received.stat().st_size)
+    needed = size_text(received.stat().st_size)
     with pytest.raises(StoreError, match=f"The disk is full: {store.partial} needs {needed}, .* are free"):
         look(store, WANTED)
     monkeypatch.undo()

@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from ansible_collections.airgap.xinference.plugins.module_utils.server import transport
@@ -203,7 +204,7 @@ def test_strange_answers_are_named(answer, words):
         Client(fake.endpoint).models()
 
 
-WRONG = [None, [], "words", 5, [None], [{}], {}, {"data": None}, {"data": [{"x": 1}]}, {"data": ["a"]}]
+WRONG: list[Any] = [None, [], "words", 5, [None], [{}], {}, {"data": None}, {"data": [{"x": 1}]}, {"data": ["a"]}]
 
 
 @pytest.mark.parametrize("body", [*WRONG, b""])
@@ -219,7 +220,7 @@ def test_an_answer_of_another_shape_is_an_error_that_says_so(body):
         "auth": lambda client: client.auth_enabled(),
         "look": look_at,
     }
-    fine = {"instances": [[]], "cluster_info": [[], [{}]], "registrations": [[]]}
+    fine: dict[str, list[Any]] = {"instances": [[]], "cluster_info": [[], [{}]], "registrations": [[]]}
     with serving(lambda *_: (200, body)) as fake:
         for name, call in calls.items():
             if body in fine.get(name, []) or (name == "status" and isinstance(body, dict)):

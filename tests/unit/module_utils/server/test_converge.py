@@ -147,6 +147,15 @@ class Scripted:
         return {"st": [{"model_format": "pytorch"}], "vllm": "Failed to import vLLM: No module named 'vllm'"}
 
 
+def failing_with(error: Exception) -> Any:
+    """A function that raises `error` whatever it is given."""
+
+    def fail(*_arguments: Any, **_options: Any) -> Any:
+        raise error
+
+    return fail
+
+
 def scripted(*arguments: Any, **options: Any) -> Any:
     """A server that does as it is told, where a Client is wanted."""
     return Scripted(*arguments, **options)
@@ -494,14 +503,14 @@ def test_a_server_that_is_silent_for_a_while_is_waited_for(monkeypatch):
     (outcome,) = converge(server, [step], Record(None))
     assert outcome.ok
     monkeypatch.setattr(launching, "SILENCE", 0.0)
-    server.instances = lambda uid=None: (_none for _none in ()).throw(Unreachable("dead"))
+    server.instances = failing_with(Unreachable("dead"))
     (outcome,) = converge(server, plan([spec("n")], {}, {}), Record(None))
     assert outcome.error == "dead"
 
 
 def test_a_record_that_cannot_be_written_fails_that_model(tmp_path, monkeypatch):
     record = Record(tmp_path / "launched.json")
-    monkeypatch.setattr(record, "begin", lambda spec: (_none for _none in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(record, "begin", failing_with(OSError("disk full")))
     server = scripted()
     (outcome,) = do(server, spec(), record=record).values()
     assert "the record could not be written: disk full" in outcome.error and writes(server) == []

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import time
+from typing import Any
 
 import pytest
 from ansible_collections.airgap.xinference.plugins.module_utils.server.record import Entry, LockHeld, Record, lock
@@ -52,6 +53,24 @@ def test_it_is_private_and_leaves_no_scraps(path):
     assert [one.name for one in path.parent.iterdir()] == ["launched.json"]
 
 
+WRONG_FACTS: list[dict[str, Any]] = [
+    {"payload": []},
+    {"payload": "x"},
+    {"payload": None},
+    {"shown": []},
+    {"shown": None},
+    {"fingerprint": 5},
+    {"ready": "yes"},
+    {"launched_at": "yesterday"},
+    {"launched_at": 1e300},
+    {"launched_at": -1},
+    {"launched_at": float("nan")},
+    {"launched_at": None},
+    {"since": "x"},
+    {"since": 10**20},
+]
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -67,22 +86,7 @@ def test_it_is_private_and_leaves_no_scraps(path):
         '{"format": "1", "models": {}}',
         *(
             json.dumps({"format": 1, "models": {"m": {"fingerprint": "sha256:0", "payload": {}, **wrong}}})
-            for wrong in (
-                {"payload": []},
-                {"payload": "x"},
-                {"payload": None},
-                {"shown": []},
-                {"shown": None},
-                {"fingerprint": 5},
-                {"ready": "yes"},
-                {"launched_at": "yesterday"},
-                {"launched_at": 1e300},
-                {"launched_at": -1},
-                {"launched_at": float("nan")},
-                {"launched_at": None},
-                {"since": "x"},
-                {"since": 10**20},
-            )
+            for wrong in WRONG_FACTS
         ),
         "\udcff\udcfe",
         "[" * 100000,
