@@ -219,7 +219,7 @@ def test_where_no_gpu_is_shared_the_longest_launch_starts_first():
         do(server, small, large, limit=1)
         assert writes(server)[0] == f"launch {first}"
     server = scripted(m="Unreachable")
-    server.cluster_info = lambda: (_name for _ in ()).throw(Unreachable("busy"))
+    server.cluster_info = failing_with(Unreachable("busy"))
     do(server, small, large, limit=1)
     assert writes(server)[0] == "launch small"
 
