@@ -47,8 +47,12 @@ class Run:
 def run_playbook(name: str, *arguments: str) -> Run:
     """Run one of the project's playbooks against this scenario's hosts."""
     command = ["ansible-playbook", "-i", str(INVENTORY), str(PROJECT / "playbooks" / f"{name}.yml"), *arguments]
+    # Molecule asks for colours, and they would stand in the way of reading the output.
+    plain = {**os.environ, "ANSIBLE_FORCE_COLOR": "0", "ANSIBLE_NOCOLOR": "1"}
     began = time.monotonic()
-    done = subprocess.run(command, cwd=EPHEMERAL, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=EPHEMERAL, env=plain, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
     return Run(done.returncode, done.stdout + done.stderr, time.monotonic() - began)
 
 
