@@ -1,10 +1,9 @@
-#!/usr/bin/env python3
 # Copyright: airgap.xinference engineers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Directories of the tests' models as JSON, made when they are not in the cache.
 
-    molecule/shared/models.py minilm rerank chat
+    python molecule/shared/models.py minilm rerank chat
 
 The tiny ones are made by the Python in the testbed's image of Xinference 1.8.1, so that no environment is needed here.
 """

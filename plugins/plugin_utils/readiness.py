@@ -121,7 +121,7 @@ def _forwards(entry: Mapping[str, Any], ours: bool) -> bool:
     """Whether a listener only passes on to a container, which then is judged itself. Only root sees who listens."""
     if entry["pid"] is None:
         return ours and entry["user"] in ("root", "0")
-    return "docker-proxy" in str(entry["program"]).split(" ")[0]
+    return "docker-proxy" in str(entry["program"]).partition(" ")[0]
 
 
 def wanted_gpus(needs: Needs) -> list[str]:

@@ -52,7 +52,7 @@ def outside() -> Iterator[str]:
         probe.connect(("1.1.1.1", 9))  # sends nothing
         address = probe.getsockname()[0]
     with socket.create_server((address, 0)) as server:
-        threading.Thread(target=lambda: [server.accept() for _ in range(99)], daemon=True).start()
+        threading.Thread(target=lambda: [server.accept() for _each in range(99)], daemon=True).start()
         yield f"{address}:{server.getsockname()[1]}"
 
 
