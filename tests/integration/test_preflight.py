@@ -180,7 +180,7 @@ def test_too_little_disk_is_told_with_what_is_needed_and_free(site: Site, materi
 def test_a_simulated_gpu_is_found_by_number_and_uuid(site: Site, bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     program = tmp_path / "bin/nvidia-smi"
-    program.write_text("#!/bin/sh\necho 'GPU 0: Simulated GPU (UUID: GPU-0f)'\n")
+    program.write_text("#!/bin/sh\necho '0, GPU-0f, 580.65.06, Simulated GPU'\n")
     program.chmod(0o755)
     site.environment["PATH"] = f"{tmp_path}/bin:{os.environ['PATH']}"
     assert preflight(site, bundle, gpus=["0", "GPU-0f"], models=[{**MODEL, "gpus": [0]}])["findings"] == []
