@@ -20,6 +20,8 @@ from .places import exchange, fresh, remove, short
 from .store import DIRECTORY_MODE, Store, StoreError
 
 FILE_MODE = 0o644
+AUTHORITIES = "certifi/cacert.pem"
+"""Sites add certificate authorities of their own to this file; that is no damage, and must not be undone."""
 
 
 def library_path(store: Store, artifact: Artifact) -> Path:
@@ -107,9 +109,10 @@ def _is_whole(target: Path) -> bool:
         found = _files(target)
     except (OSError, ValueError):
         return False
-    return isinstance(made, dict) and made == {
-        path: facts for path, facts in found.items() if path in made or "__pycache__/" not in path
-    }
+    if not isinstance(made, dict) or (AUTHORITIES in made) != (AUTHORITIES in found):
+        return False
+    known = {path: facts for path, facts in found.items() if path in made or "__pycache__/" not in path}
+    return {**made, AUTHORITIES: None} == {**known, AUTHORITIES: None}
 
 
 def _wheel_path(member: str) -> str | None:

@@ -210,6 +210,7 @@ def bundle(tmp_path):
     with zipfile.ZipFile(str(wheels / "kindly-1.0-py3-none-any.whl"), "w") as archive:
         archive.writestr("kindly/__init__.py", "NAME = 'kindly'\n")
         archive.writestr("kindly-1.0.data/purelib/extra.py", "")
+        archive.writestr("certifi/cacert.pem", "the world's authorities\n")
         archive.writestr("kindly-1.0.data/scripts/run", "")
     requests = [Request("models", "m", str(model)), Request("wheels", "host", str(wheels))]
     write_bundle(tmp_path / "bundle", requests)
@@ -316,6 +317,16 @@ def test_bytecode_of_another_python_is_no_damage(bundle, tmp_path):
     (root / "lib/python/kindly/__pycache__/__init__.cpython-399.pyc").touch()
     (root / "models/m" / bundle.find("models", "m").digest[7:19] / "__pycache__").mkdir()
     assert deliver(bundle, root)[0].changed is False
+
+
+def test_authorities_that_a_site_adds_stay(bundle, tmp_path):
+    root = tmp_path / "root"
+    deliver(bundle, root)
+    with (root / "lib/python/certifi/cacert.pem").open("a") as authorities:
+        authorities.write("and the site's own\n")
+    assert deliver(bundle, root)[0].changed is False
+    (root / "lib/python/certifi/cacert.pem").unlink()
+    assert deliver(bundle, root)[0].changed is True
 
 
 def test_a_tree_or_library_that_does_not_fit_is_told_in_numbers(bundle, tmp_path, monkeypatch):
