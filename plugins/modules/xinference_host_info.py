@@ -65,7 +65,7 @@ EXAMPLES = r"""
     port: 9997
     python_tag: cp311
     gpus: true
-    addresses: ["pypi.org:443"]
+    addresses: ["huggingface.co:443"]
   register: host
 """
 

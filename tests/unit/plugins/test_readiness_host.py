@@ -252,7 +252,7 @@ def test_a_clock_is_judged_by_what_is_beyond_the_time_the_question_took():
 
 
 def test_a_way_out_is_reported_and_refused_where_the_site_says_so():
-    open_host = facts(reached=["pypi.org:443"])
+    open_host = facts(reached=["huggingface.co:443"])
     assert judge_airgap(needs(), open_host)[0].severity == "warning"
     assert judge_airgap(needs(require_airgap=True), open_host)[0].severity == "problem"
     assert judge_airgap(needs(require_airgap=True), facts()) == []
@@ -265,13 +265,13 @@ def test_versions_are_compared_as_numbers():
 
 def test_one_table_tells_what_hosts_share_once():
     down = Finding("docker engine", "an engine", "down", "start it").row()
-    open_host = Finding("air gap", "no way out", "pypi.org:443", "close it", "warning").row()
+    open_host = Finding("air gap", "no way out", "huggingface.co:443", "close it", "warning").row()
     assert table({"gpu-1": [open_host], "gpu-2": [down], "gpu-3": [down]}) == [
         "HOST          CHECK          STATE",
         "gpu-1         -              ready",
         "gpu-1         air gap        warning",
         "  wanted: no way out",
-        "  found:  pypi.org:443",
+        "  found:  huggingface.co:443",
         "  cure:   close it",
         "gpu-2, gpu-3  docker engine  problem",
         "  wanted: an engine",
