@@ -6,10 +6,10 @@
 `noop` is a run of the module with nothing to do: its requests, and the seconds of its whole process. `parallel` is the
 launch of all four models at once beside the slowest of them launched alone, in this run and on this machine.
 
-The models are real, and small. Xinference 4.1.0 starts the process of a model only when the one before it has imported its
-libraries, so four small ones take nearly four times as long as one, whoever asks for them. A large model adds a long time
-in which its weights arrive: `--weights-wait 25` lets the process of the chat model wait that long before it reads its
-files. That is simulated, and the report says so in `simulated_weights_wait_s`; without the option it is 0.
+The models are real, and small. Xinference 4.1.0 starts the process of a model only when the one before it has imported
+its libraries, so four small ones take nearly four times as long as one, whoever asks for them. A large model adds a
+long time in which its weights arrive: `--weights-wait 25` lets the process of the chat model wait that long before it
+reads its files. That is simulated, and the report says so in `simulated_weights_wait_s`; without the option it is 0.
 """
 
 from __future__ import annotations
