@@ -228,8 +228,11 @@ def test_stopping_what_does_not_run_does_nothing_and_waits_for_nothing(tmp_path:
 
 
 def test_a_root_whose_path_only_begins_alike_is_another_server(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "import time; time.sleep(30)"]
-    with subprocess.Popen(command, env={native_run.MARK: f"{tmp_path}2"}) as process:
+    # Its environment shows only once it runs: it says so before we look.
+    command = [sys.executable, "-c", "import time; print(flush=True); time.sleep(30)"]
+    environment = {native_run.MARK: f"{tmp_path}2"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
+        assert process.stdout and process.stdout.readline()
         mine, other = list(native_run.family(tmp_path)), list(native_run.family(Path(f"{tmp_path}2")))
         process.kill()
     assert (mine, other) == ([], [process.pid])
