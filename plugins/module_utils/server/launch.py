@@ -37,6 +37,7 @@ CANCEL_LIMIT = 90.0
 UNWIND_LIMIT, UNWIND_PAUSE = 30.0, 2.0
 # How long a server that launches big models may fail to answer before the launch counts as lost.
 SILENCE = 60.0
+# Between two questions a twentieth of the time already waited passes, within these limits: nobody waits much too long.
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 2.0
 PROGRESS_EVERY = 5.0
 
@@ -80,7 +81,7 @@ class Launcher:
 
     def follow(self) -> Running:
         """Wait until a launch that is under way has ended well."""
-        pause, reported, heard = FIRST_PAUSE, time.monotonic(), time.monotonic()
+        began = reported = heard = time.monotonic()
         while True:
             try:
                 found = self._instance()
@@ -101,8 +102,7 @@ class Launcher:
             if time.monotonic() - reported >= PROGRESS_EVERY:
                 reported = time.monotonic()
                 self._report()
-            time.sleep(pause)
-            pause = min(pause * 1.3, LONGEST_PAUSE)
+            time.sleep(min(max((time.monotonic() - began) / 20, FIRST_PAUSE), LONGEST_PAUSE))
 
     def stop(self, seen: Optional[Running]) -> None:
         """Terminate the model, cancelling its launch first where one is under way. One that is gone already is fine."""
