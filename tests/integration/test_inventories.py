@@ -159,3 +159,31 @@ def test_a_dry_run_on_hosts_goes_through(name: str, bed: Testbed, tmp_path: Path
     for host, uids in UIDS[name].items():
         assert f"changed: [{host}]" in done.stdout and all(uid in done.stdout for uid in uids)
         assert bed.hosts[host].exec("sh", "-c", "ls /opt/xinference /srv/xinference /data 2>/dev/null || true") == ""
+
+
+def test_a_hand_made_site_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "config.ini").write_text(
+        'XINFERENCE_GPUS="0,1"\nMODELS_VOLUMES_DIRECTORY=/data/docker_models\n'
+        "EMBEDDING_INSTALL_ENABLE=true\nEMBEDDING_GPU=1\nTTS_INSTALL_ENABLE=false\nTTS_GPU=0\n"
+    )
+    names = {"config_ini": tmp_path / "config.ini", "address": "192.0.2.5", "site": tmp_path / "site"}
+    command = ["ansible-playbook", "-i", "localhost,", "playbooks/import.yml"]
+    command += [word for name, value in names.items() for word in ("-e", f"{name}={value}")]
+    for changed in (2, 0):
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        assert done.returncode == 0 and f"changed={changed}" in done.stdout, done.stdout
+    listed = subprocess.run(
+        ["ansible-inventory", "-i", str(tmp_path / "site"), "--host", "gpu-1"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    host = json.loads(listed.stdout)
+    assert (host["ansible_host"], host["xinference_gpus"], host["xinference_root"]) == (
+        *("192.0.2.5", [0, 1]),
+        "/data/docker_models",
+    )
+    assert [(model["model_uid"], model["gpus"], model.get("enabled")) for model in host["xinference_models"]] == [
+        ("bce-embedding-base_v1", [1], None),
+        ("CosyVoice-300M", [0], False),
+    ]
