@@ -279,6 +279,7 @@ from ansible_collections.airgap.xinference.plugins.module_utils.host import (
 )
 from ansible_collections.airgap.xinference.plugins.module_utils.host.backends import OtherBackend, refuse_other
 from ansible_collections.airgap.xinference.plugins.module_utils.host.docker_cli import Docker, DockerError
+from ansible_collections.airgap.xinference.plugins.module_utils.host.engine_facts import gpu_driver
 from ansible_collections.airgap.xinference.plugins.module_utils.host.gpus import Given, given
 from ansible_collections.airgap.xinference.plugins.module_utils.host.native_ctl import ServiceError, locked
 
@@ -393,6 +394,7 @@ def container(module: AnsibleModule, root: Path) -> Dict[str, release.Entry]:
         gpus_of(wanted["gpus"]),
         source,
         wheels,
+        gpu_driver(docker.info()) if wanted["gpus"] else "nvidia",
     )
     if not module.check_mode:
         for directory in compose.directories(server):

@@ -77,7 +77,7 @@ class Server:
     """What is to be run. `image` and `index_image` are ids; `wheels` is the host's directory of engines' wheels.
 
     `environment` has no secrets, `secrets` says whether there are any. `mounted` is a hash of the content of mounted
-    files. `options` go over the finished service.
+    files. `options` go over the finished service. `gpu_driver` is nvidia or cdi.
     """
 
     project: str
@@ -103,6 +103,7 @@ class Server:
     wheels: str = ""
     index_image: str = ""
     options: Optional[Mapping[str, Any]] = None
+    gpu_driver: str = "nvidia"
 
 
 def project(server: Server) -> Dict[str, Any]:
@@ -194,7 +195,8 @@ def _server(server: Server) -> Dict[str, Any]:
     if server.engines.source == INDEX:
         service["depends_on"] = [INDEX_SERVICE]
     if server.gpus:
-        device = {"driver": "nvidia", "device_ids": [gpu.name for gpu in server.gpus], "capabilities": ["gpu"]}
+        names = [f"nvidia.com/gpu={gpu.index}" if server.gpu_driver == "cdi" else gpu.name for gpu in server.gpus]
+        device = {"driver": server.gpu_driver, "device_ids": names, "capabilities": ["gpu"]}
         service["deploy"] = {"resources": {"reservations": {"devices": [device]}}}
     else:
         # Images of CUDA ask for all GPUs, which an engine with nvidia's runtime as its default one would give.

@@ -62,6 +62,13 @@ class Docker:
                 raise DockerError(f"The Docker Engine cannot be asked for its images: {answer.err.strip()}")
         return None
 
+    def info(self) -> Dict[str, Any]:
+        """What the engine says of itself. Raises DockerError when it does not."""
+        answer = self.ask("info", "--format", "{{json .}}")
+        if answer.code != 0:
+            raise DockerError(f"The Docker Engine does not answer: {answer.err.strip()}")
+        return dict(json.loads(answer.out))
+
     def container(self, labels: Mapping[str, str]) -> Optional[Dict[str, Any]]:
         """The one container with these labels, running or not, as `docker inspect` shows it; the newest of several."""
         filters = [part for name, value in labels.items() for part in ("--filter", f"label={name}={value}")]

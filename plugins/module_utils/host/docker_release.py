@@ -139,6 +139,7 @@ def server_from(
     gpus: Sequence[Given],
     source: Engines,
     wheels: str,
+    gpu_driver: str,
 ) -> Tuple[compose.Server, Dict[str, str]]:
     """The server to run, and its secret variables. `environment` is the whole one, without that of `source`."""
     public, secret = compose.split_secrets({name: str(value) for name, value in environment.items()})
@@ -168,6 +169,7 @@ def server_from(
         wheels=wheels,
         index_image=index_image,
         options=container["options"],
+        gpu_driver=gpu_driver,
     )
     return server, secret
 

@@ -23,7 +23,6 @@ LIMIT = 60.0
 SNAPSHOTTER = "io.containerd.snapshotter.v1"
 CONTAINERD_ROOT = "/var/lib/containerd"
 NVIDIA_HOOK = "nvidia-container-runtime-hook"
-CDI_DIRECTORIES = ("/etc/cdi", "/var/run/cdi")
 _VERSION = re.compile(r"\d+\.\d+(?:\.\d+)?")
 _PLACES = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -67,14 +66,23 @@ def compose(program: str) -> Dict[str, str]:
     return {"v2": plugin, "v1": alone if alone.startswith("1.") else ""}
 
 
-def nvidia(info: Dict[str, Any], directories: Sequence[str] = CDI_DIRECTORIES) -> Dict[str, Any]:
-    """What lets containers have GPUs: a runtime, the hook that takes device requests, device descriptions (CDI)."""
+def nvidia(info: Dict[str, Any]) -> Dict[str, Any]:
+    """What lets containers have GPUs: a runtime, the hook that takes device requests, device descriptions (CDI).
+
+    Descriptions count only where the engine reads them: it tells its directories when it does (API 1.44).
+    """
     described = []
-    for directory in info.get("CDISpecDirs") or directories:
+    for directory in info.get("CDISpecDirs") or ():
         for path in sorted(Path(directory).glob("*")):
             if path.suffix in (".json", ".yaml", ".yml") and "nvidia.com/gpu" in _text(path):
                 described.append(str(path))
     return {"runtime": "nvidia" in (info.get("Runtimes") or {}), "hook": _which(NVIDIA_HOOK), "cdi": described}
+
+
+def gpu_driver(info: Dict[str, Any]) -> str:
+    """The Compose driver of GPU reservations: nvidia, or cdi where only descriptions lead to devices."""
+    ways = nvidia(info)
+    return "cdi" if ways["cdi"] and not ways["hook"] else "nvidia"
 
 
 def _trouble(client: Sequence[str], info: Dict[str, Any]) -> str:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import stat
 from dataclasses import replace
@@ -132,6 +133,12 @@ def test_gpus_are_a_list_of_ids_for_the_nvidia_driver() -> None:
     device = service(GPU)["deploy"]["resources"]["reservations"]["devices"][0]
     assert device == {"driver": "nvidia", "device_ids": ["0", "GPU-c"], "capabilities": ["gpu"]}
     assert "NVIDIA_VISIBLE_DEVICES" not in service(GPU)["environment"]
+
+
+def test_described_gpus_are_named_as_nvidia_describes_them() -> None:
+    device = service(dataclasses.replace(GPU, gpu_driver="cdi"))["deploy"]["resources"]["reservations"]["devices"][0]
+    indexes = [f"nvidia.com/gpu={gpu.index}" for gpu in GPU.gpus]
+    assert device == {"driver": "cdi", "device_ids": indexes, "capabilities": ["gpu"]} and len(indexes) == 2
 
 
 def test_without_gpus_none_is_reserved_and_none_comes_by_default() -> None:

@@ -122,7 +122,16 @@ def test_compose_v1_is_recognised_and_a_newer_one_of_its_own_is_not_the_plugin(d
 def test_descriptions_of_gpus_count_and_others_do_not(tmp_path):
     (tmp_path / "nvidia.yaml").write_text("cdiVersion: 0.5.0\nkind: nvidia.com/gpu\n")
     (tmp_path / "other.json").write_text('{"kind": "vendor.com/net"}')
-    assert engine_facts.nvidia({}, [str(tmp_path)])["cdi"] == [str(tmp_path / "nvidia.yaml")]
+    assert engine_facts.nvidia({"CDISpecDirs": [str(tmp_path)]})["cdi"] == [str(tmp_path / "nvidia.yaml")]
+
+
+def test_gpus_are_asked_for_by_description_only_where_nothing_else_leads_to_them(docker, tmp_path):
+    (tmp_path / "nvidia.yaml").write_text("cdiVersion: 0.5.0\nkind: nvidia.com/gpu\n")
+    described = {"CDISpecDirs": [str(tmp_path)]}
+    assert (engine_facts.gpu_driver({}), engine_facts.gpu_driver(described)) == ("nvidia", "cdi")
+    (docker / engine_facts.NVIDIA_HOOK).write_text("#!/bin/sh\n")
+    (docker / engine_facts.NVIDIA_HOOK).chmod(0o755)
+    assert engine_facts.gpu_driver(described) == "nvidia"
 
 
 def test_a_host_without_docker(monkeypatch, tmp_path):
