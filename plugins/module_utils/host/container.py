@@ -101,7 +101,10 @@ def failed_start(docker: Docker, view: Mapping[str, Any], said: str) -> NotHealt
 def judge(seen: Mapping[str, Any], restarts: int) -> str:
     """Why there is no use in waiting for a container, empty when there is. `restarts` is how many it had before."""
     state = seen["State"]
-    if state["Status"] in ("exited", "dead") or seen["RestartCount"] > restarts:
+    tries = (state.get("Health") or {}).get("Log") or []
+    # A container that ends counts as unhealthy at once, though nobody asked it.
+    unasked = health(seen) == "unhealthy" and not tries
+    if state["Status"] in ("exited", "dead") or seen["RestartCount"] > restarts or unasked:
         why = " (killed for want of memory)" if state.get("OOMKilled") else ""
         words = f" {state['Error']}" if state.get("Error") else ""
         # The code of a container that runs again is not told any more.
@@ -110,7 +113,6 @@ def judge(seen: Mapping[str, Any], restarts: int) -> str:
     if state["Status"] == "paused":
         return f"{name(seen)} is paused; docker unpause {name(seen)}"
     if health(seen) == "unhealthy":
-        tries = (state.get("Health") or {}).get("Log") or [{}]
         return f"{name(seen)} is unhealthy: {str(tries[-1].get('Output', '')).strip()[-500:]}"
     return ""
 

@@ -86,6 +86,7 @@ def test_the_reason_of_a_loss_is_told() -> None:
         (state("restarting", restarts=1), "xinference-server-1 ended with code 1."),
         (state("exited", OOMKilled=True), "xinference-server-1 ended with code 1 (killed for want of memory)."),
         (state(health="unhealthy"), "xinference-server-1 is unhealthy: connection refused"),
+        (state(Health={"Status": "unhealthy", "Log": []}), "xinference-server-1 ended."),
         (state("paused"), "xinference-server-1 is paused; docker unpause xinference-server-1"),
     ],
 )
