@@ -224,7 +224,7 @@ def test_stopping_what_does_not_run_does_nothing_and_waits_for_nothing(tmp_path:
     step = service.plan(native, "stopped", native.state(), native.digest)
     began = time.monotonic()
     service.carry_out(native, step, 60)
-    assert step.action == "none" and time.monotonic() - began < 5
+    assert step.action == "none" and time.monotonic() - began < 20
 
 
 def test_a_root_whose_path_only_begins_alike_is_another_server(tmp_path: Path) -> None:
