@@ -342,7 +342,7 @@ def main() -> None:
     result: Dict[str, Any] = {}
     # Two plays on one host: the second waits.
     alone = contextlib.nullcontext() if module.check_mode else locked(root)
-    with failing(module, OSError, ValueError, DockerError, OtherBackend, ServiceError), alone:
+    with failing(module, OSError, ValueError, DockerError, OtherBackend, ServiceError, release.ReleaseError), alone:
         if module.params["service"]:
             files = native(module, root)
             result["definition"] = definition.digest(files)
