@@ -73,7 +73,7 @@ def whole(root: Path, files: Files) -> bool:
 def make(root: Path, files: Files) -> bool:
     """Write the release with these files unless it stands; returns whether it had to be written.
 
-    It appears with one rename, so that an interruption leaves no half release, and what it leaves the next call removes;
+    It appears with one rename, so that an interruption leaves no half release; what it leaves the next call removes,
     so nobody else may do the same meanwhile. One that somebody changed is replaced.
     """
     if whole(root, files):
