@@ -354,7 +354,7 @@ def main() -> None:
         before = release.read(root / "current")
         changed = wanted != previous or not release.whole(root, files)
         if changed and not module.check_mode:
-            refuse_other(root, "native" if module.params["service"] else "docker")
+            refuse_other(root, "native" if module.params["service"] else "docker", module.params["docker_host"])
             release.make(root, files)
             if module.params["container"]:
                 check_project(module, root, wanted, result["compose_plugin"])
