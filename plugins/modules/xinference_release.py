@@ -399,6 +399,7 @@ def container(module: AnsibleModule, root: Path) -> Dict[str, release.Entry]:
         wheels,
         gpu_driver(docker.info()) if wanted["gpus"] else "nvidia",
     )
+    docker_release.refuse_strangers(docker, root, wanted["project"])
     docker_release.refuse_faults(server, secrets, not module.check_mode)
     if not module.check_mode:
         for directory in compose.directories(server):

@@ -110,6 +110,21 @@ def refuse_faults(server: compose.Server, secrets: Mapping[str, str], there: boo
         raise ContainerError("Nothing was changed. The inventory asks for what cannot be: " + "; ".join(found) + ".")
 
 
+def refuse_strangers(docker: Docker, root: Path, project: str) -> None:
+    """Raise ContainerError when a Compose project of that name was not made here: ours would take its containers away."""
+    form = '{{.Names}}\t{{.Label "com.docker.compose.project.working_dir"}}'
+    answer = docker.ask("ps", "--all", "--filter", f"label=com.docker.compose.project={project}", "--format", form)
+    tops = [f"{top}/" for top in (root, os.path.realpath(root))]
+    rows = [line.split("\t") for line in answer.out.splitlines() if "\t" in line]
+    strangers = [f"{name} ({place})" for name, place in rows if not place.startswith(tuple(tops))]
+    if strangers:
+        raise ContainerError(
+            f"Nothing was changed. The Compose project {project} on this host is not that of {root}: "
+            f"{', '.join(strangers)}. Choose another name (xinference_server_service), or take it down where it lies "
+            "(docker compose down)."
+        )
+
+
 def refuse_project(docker: Docker, directory: Path, plugin: str = "") -> None:
     """Raise ContainerError when Compose does not take the project in a directory, before the server is touched.
 

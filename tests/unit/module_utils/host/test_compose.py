@@ -263,6 +263,28 @@ def test_a_project_that_compose_does_not_take_is_refused(tmp_path: Path) -> None
     docker_release.refuse_project(docker, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("line", "refused"),
+    [
+        ("xinference-server-1\t/opt/x/current", False),
+        ("xinference-web-1\t/srv/xinference", True),
+        ("xinference-web-1\t/opt/xinference", True),
+    ],
+)
+def test_containers_of_a_project_of_somebody_else_are_not_taken_away(line: str, refused: bool) -> None:
+    class Client:
+        def ask(self, *arguments: str) -> docker_cli.Answer:
+            assert "label=com.docker.compose.project=xinference" in arguments
+            return docker_cli.Answer(0, f"{line}\n", "")
+
+    client: Any = Client()
+    if refused:
+        with pytest.raises(ContainerError, match=r"Nothing was changed\. .*xinference-web-1 \(/.*docker compose down"):
+            docker_release.refuse_strangers(client, Path("/opt/x"), "xinference")
+    else:
+        docker_release.refuse_strangers(client, Path("/opt/x"), "xinference")
+
+
 def test_the_image_is_found_by_name_and_named_by_id() -> None:
     for name in ("", "xprobe/xinference:v4.1.0", "docker.io/xprobe/xinference:v4.1.0", "xprobe-xinference-v4.1.0"):
         assert docker_release.image_of(ARTIFACTS, name).ids == (IMAGE, "sha256:" + "6" * 64)
