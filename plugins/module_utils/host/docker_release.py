@@ -111,7 +111,7 @@ def refuse_faults(server: compose.Server, secrets: Mapping[str, str], there: boo
 
 
 def refuse_strangers(docker: Docker, root: Path, project: str) -> None:
-    """Raise ContainerError when a Compose project of that name was not made here: ours would take its containers away."""
+    """Raise ContainerError when a Compose project of that name was not made here; ours would remove its containers."""
     form = '{{.Names}}\t{{.Label "com.docker.compose.project.working_dir"}}'
     answer = docker.ask("ps", "--all", "--filter", f"label=com.docker.compose.project={project}", "--format", form)
     tops = [f"{top}/" for top in (root, os.path.realpath(root))]

@@ -326,6 +326,11 @@ def test_engines_from_the_bundle_replace_the_switches_of_installers() -> None:
     assert docker_release.environment_of(container, CPU.engines, {})["XINFERENCE_ENABLE_VIRTUAL_ENV"] == "0"
 
 
+def test_secrets_come_before_all_other_variables() -> None:
+    container = {"environment": {"A_TOKEN": "ours"}, "overrides": {"A_TOKEN": "open"}}
+    assert docker_release.environment_of(container, CPU.engines, {"A_TOKEN": "secret"})["A_TOKEN"] == "secret"
+
+
 def test_engines_that_cannot_be_had_are_refused() -> None:
     with pytest.raises(ContainerError, match=r"1\.8\.1 installs nothing at a launch"):
         docker_release.engines_of("bundle", features("1.8.1"), ARTIFACTS)

@@ -116,6 +116,20 @@ class Engine:
         return "torch.OutOfMemoryError"
 
 
+def test_the_container_of_the_service_is_meant_and_no_run_of_a_command() -> None:
+    class Client(Engine):
+        def container(self, labels: Dict[str, str]) -> Dict[str, Any]:
+            assert labels == {
+                "com.docker.compose.project": "xinference",
+                "com.docker.compose.service": "server",
+                "com.docker.compose.oneoff": "False",
+            }
+            return super().container(labels)
+
+    client: Any = Client(state())
+    assert container.find(client, VIEW)
+
+
 VIEW = {"project": "xinference", "service": "server", "endpoint": "http://127.0.0.1:9", "gpus": []}
 
 

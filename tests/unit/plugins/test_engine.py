@@ -1,7 +1,7 @@
 # Copyright: airgap.xinference engineers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""An engine that ends while it is asked, over a real socket; on the controller, where the docker library is."""
+"""What an engine says, and one that ends while it is asked; on the controller, where the docker library is."""
 
 from __future__ import annotations
 
@@ -43,3 +43,22 @@ def test_an_engine_that_ends_in_the_middle_is_told_with_a_cure(tmp_path: Path) -
     finally:
         listener.close()
         server.join(10)
+
+
+@pytest.mark.parametrize(
+    ("status", "takes"),
+    [
+        ([["Backing Filesystem", "extfs"]], True),
+        ([["driver-type", "io.containerd.snapshotter.v1"]], False),
+        (None, True),
+        ([["odd"]], True),
+    ],
+)
+def test_the_store_of_containerd_is_known_by_what_the_engine_says(status: object, takes: bool) -> None:
+    class Api:
+        def info(self) -> dict:
+            return {"DriverStatus": status}
+
+    engine = Engine.__new__(Engine)
+    engine._api = Api()
+    assert engine.takes_deltas is takes
