@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, Optional
 
 import pytest
 from ansible_collections.airgap.xinference.plugins.module_utils.host import backends
 
-ADDRESSES = []
+ADDRESSES: List[Optional[str]] = []
 
 
 class Client:
