@@ -70,6 +70,7 @@ OWN_SETTINGS = {
 """What `options` may not say, as it would take away what the server needs or let everyone read a secret."""
 NO_PROJECT = "must begin with a small letter or a digit and go on with these, - and _"
 _PROJECT = re.compile(r"[a-z0-9][a-z0-9_-]*\Z")
+_SIZE = re.compile(r"\d+(?:\.\d+)? ?[kmgt]?b?\Z", re.IGNORECASE)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\Z")
 _SECRET_NAME = re.compile(r"(?:TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|KEY)\Z", re.IGNORECASE)
 _SECRET_VALUE = re.compile(r"://[^/@\s:]+:[^/@\s]+@")
@@ -143,6 +144,10 @@ def faults(server: Server, secrets: Iterable[str] = ()) -> List[str]:
         found.append(f"xinference_port is {server.port} and must be from 1 to 65535")
     if server.host != "localhost" and not _is_address(server.host):
         found.append(f"xinference_host is {server.host!r} and must be an IP address of the host, or localhost")
+    if not _SIZE.match(server.log_max_size):
+        found.append(f"xinference_server_log_max_size is {server.log_max_size!r} and no size such as 100m")
+    if server.log_max_files < 1:
+        found.append(f"xinference_server_log_max_files is {server.log_max_files} and must be 1 or more")
     names = [str(name) for name in (*server.environment, *secrets) if not _VARIABLE.match(str(name))]
     found += [f"{name!r} is no name of an environment variable" for name in names]
     return [*found, *_mount_faults(server), *_option_faults(server)]

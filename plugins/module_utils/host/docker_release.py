@@ -17,6 +17,7 @@ from . import compose
 from .definition import PRIVATE, json_text
 from .docker_cli import Docker
 from .gpus import Given
+from .ports import cannot_listen
 from .release import Entry
 from .yaml_text import yaml_text
 
@@ -104,8 +105,10 @@ def refuse_faults(server: compose.Server, secrets: Mapping[str, str], there: boo
 
     `there`: whether what is mounted has to be on the host already.
     """
+    unheard = "" if compose.faults(server, secrets) else cannot_listen(server.host)
     absent = [mount.source for mount in server.mounts if there and not Path(mount.source).exists()]
-    found = [*compose.faults(server, secrets), *(f"xinference_server_mounts: this host has no {one}" for one in absent)]
+    found = [*compose.faults(server, secrets), *([f"xinference_host: {unheard}"] if unheard else [])]
+    found += [f"xinference_server_mounts: this host has no {one}" for one in absent]
     if found:
         raise ContainerError("Nothing was changed. The inventory asks for what cannot be: " + "; ".join(found) + ".")
 

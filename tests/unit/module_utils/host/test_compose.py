@@ -221,11 +221,14 @@ def test_what_compose_would_misunderstand_is_refused() -> None:
     )
     options = {"environment": {"A": "1"}, "labels": ["a=b"], "volumes": [], "shm_size": "1g", "healthcheck": None}
     wrong = replace(GPU, project="My Site", port=70000, host="gpu.site", mounts=mounts, options=options)
+    wrong = replace(wrong, log_max_size="big", log_max_files=0)
     told = "\n".join(compose.faults(wrong, ["A B", "1ST_KEY", "\u00dc_KEY"]))
     assert [line.partition(" ")[0] for line in told.splitlines()] == [
         "xinference_server_service",
         "xinference_port",
         "xinference_host",
+        "xinference_server_log_max_size",
+        "xinference_server_log_max_files",
         "'A",
         "'1ST_KEY'",
         "'\u00dc_KEY'",
@@ -239,6 +242,11 @@ def test_what_compose_would_misunderstand_is_refused() -> None:
     assert "/models is taken by the collection" in told and "/b is taken\n" in told
     with pytest.raises(ContainerError, match=r"Nothing was changed\. .*70000.*this host has no /srv/hf"):
         docker_release.refuse_faults(wrong, {})
+
+
+def test_an_address_of_another_host_is_refused() -> None:
+    with pytest.raises(ContainerError, match=r"xinference_host: 192\.0\.2\.1"):
+        docker_release.refuse_faults(replace(CPU, host="192.0.2.1"), {})
 
 
 def test_mounted_files_must_be_there_but_in_check_mode() -> None:
