@@ -31,7 +31,7 @@ CONTAINERD = "io.containerd.snapshotter.v1"
 
 
 class EngineError(Exception):
-    """What the engine could not do; `said` are its own words."""
+    """What the engine could not do; `said` are its own words, empty when it went away."""
 
     def __init__(self, message: str, said: str = "") -> None:
         super().__init__(message)
@@ -136,6 +136,9 @@ def _refuse_error(event: Any, doing: str) -> None:
 
 def _failed(doing: str, error: Exception) -> EngineError:
     words = _words(error)
+    if isinstance(error, requests.ConnectionError):
+        told = f"The Docker Engine went away while it was to {doing} ({words}). "
+        return EngineError(f"{told}Look at its log (journalctl -u docker), start it, then run again.")
     return EngineError(f"The Docker Engine could not {doing}: {words}", words)
 
 

@@ -56,3 +56,13 @@ def test_tasks_read_only_variables_of_their_own_role(role: Path) -> None:
             if word not in modules and word not in ROLE_NAMES and not word.startswith(role.name + "_"):
                 strangers.add(f"{path.relative_to(ROOT)}: {word}")
     assert sorted(strangers) == []
+
+
+def test_every_step_on_a_host_asks_the_same_engine() -> None:
+    """The engine that serves has to be the one that was looked at, loaded and torn down."""
+    asked = {name: value for role in ROLES for name, value in defaults(role).items() if name.endswith("_docker_host")}
+    del asked["xinference_bundle_docker_host"]  # of the connected machine
+    assert asked.pop("xinference_server_docker_host") == ""
+    assert set(asked.values()) == {"{{ xinference_server_docker_host | default('') }}"} and len(asked) == 3
+    status = yaml.safe_load((ROOT / "playbooks/status.yml").read_text())[1]["tasks"][0]
+    assert "xinference_server_docker_host" in status["airgap.xinference.xinference_status"]["docker_host"]
