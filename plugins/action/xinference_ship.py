@@ -11,7 +11,6 @@ from typing import Any, Callable
 from ansible import constants as C
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
-from ansible.utils.display import Display
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import Artifact, Bundle, BundleError
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.manifest import IMAGES
 from ansible_collections.airgap.xinference.plugins.plugin_utils.bundles import (
@@ -22,6 +21,7 @@ from ansible_collections.airgap.xinference.plugins.plugin_utils.bundles import (
     verified,
 )
 from ansible_collections.airgap.xinference.plugins.plugin_utils.images import Images, bare, load, with_layers
+from ansible_collections.airgap.xinference.plugins.plugin_utils.screen import screen
 from ansible_collections.airgap.xinference.plugins.plugin_utils.shipping import (
     Answer,
     Shipment,
@@ -33,8 +33,6 @@ from ansible_collections.airgap.xinference.plugins.plugin_utils.shipping import 
     together,
 )
 from ansible_collections.airgap.xinference.plugins.plugin_utils.transport import PutFile, Transport, choose
-
-display = Display()
 
 ARGUMENTS = {
     "bundle": {"type": "str", "required": True},
@@ -63,9 +61,6 @@ class ActionModule(ActionBase):
         _validation, options = self.validate_argument_spec(argument_spec=ARGUMENTS)
         host = task_vars.get("inventory_hostname", "host")
 
-        def say(line: str) -> None:
-            display.display(f"{host}: {line}" if not line.startswith(host) else line)
-
         try:
             bundle = Bundle.open(bundle_path(options["bundle"]))
             wishes = (options[name] for name in ("models", "backend", "images", "tools", "engines"))
@@ -75,8 +70,10 @@ class ActionModule(ActionBase):
                     f"The bundle {bundle.root} does not have what {host} needs: {', '.join(chosen.absent)}. "
                     "Build it with the same inventory (playbooks/bundle.yml)."
                 )
-            job = _Job(self, bundle, chosen.artifacts, options, host, task_vars, say)
-            result.update(job.rehearse() if self._task.check_mode else job.do())
+            with screen(host, self._task._uuid, task_vars) as say:
+                job = _Job(self, bundle, chosen.artifacts, options, host, task_vars, say)
+                result.update(job.rehearse() if self._task.check_mode else job.do())
+                say.count(result)
         except (BundleError, ShippingError, OSError) as error:
             raise AnsibleActionFail(f"{host}: {error}", result=getattr(error, "details", {})) from error
         return result
