@@ -126,7 +126,7 @@ class Stamps:
         self.hashed_bytes = 0
         self._lock = threading.Lock()
         self._known: dict[str, list[object]] = {}
-        self._changed = False
+        self._own: dict[str, list[object] | None] = {}
         if self.path is not None:
             self._known = _load(self.path)
 
@@ -154,8 +154,7 @@ class Stamps:
         entry: list[object] = [*(_facts(key) if facts is None else facts), digest]
         with self._lock:
             if self._known.get(key) != entry:
-                self._known[key] = entry
-                self._changed = True
+                self._known[key] = self._own[key] = entry
 
     def digest_of(self, path: str | os.PathLike[str], progress: Progress | None = None) -> str:
         """The digest of a file, from its stamp where that holds and by reading it where not.
@@ -179,20 +178,31 @@ class Stamps:
     def forget(self, path: str | os.PathLike[str]) -> None:
         """Drop what is known about a file."""
         with self._lock:
-            self._changed = self._known.pop(_key(path), None) is not None or self._changed
+            if self._known.pop(_key(path), None) is not None:
+                self._own[_key(path)] = None
 
-    def save(self) -> None:
-        """Write the stamps of files that still exist; without changes or without a path this does nothing."""
+    def changes(self) -> dict[str, list[object] | None]:
+        """What was recorded and forgotten and is not saved yet, for `save`."""
+        with self._lock:
+            return dict(self._own)
+
+    def save(self, changes: dict[str, list[object] | None] | None = None) -> None:
+        """Write the stamps of files that still exist, with all changes or with these.
+
+        Without changes or without a path this does nothing. What another process saved since these stamps were read is
+        kept; the caller sees to it that two do not save at once.
+        """
         if self.path is None:
             return
+        own = self.changes() if changes is None else changes
         with self._lock:
-            gone = [key for key in self._known if not os.path.lexists(key)]
-            for key in gone:
-                del self._known[key]
-            if not (self._changed or gone):
+            if not own and all(os.path.lexists(key) for key in self._known):
                 return
-            content = {"format": self.FORMAT, "files": dict(sorted(self._known.items()))}
-            self._changed = False
+            known = {**_load(self.path), **own}
+            kept = {key: entry for key, entry in known.items() if entry is not None and os.path.lexists(key)}
+            self._own = {key: entry for key, entry in self._own.items() if key not in own or own[key] != entry}
+            self._known = {**kept, **{key: entry for key, entry in self._own.items() if entry is not None}}
+            content = {"format": self.FORMAT, "files": dict(sorted(kept.items()))}
         write_atomically(self.path, json.dumps(content, indent=0, separators=(",", ":")).encode() + b"\n")
 
 
