@@ -10,9 +10,12 @@ transfer may break off anywhere: the next question finds what arrived.
 
 from __future__ import annotations
 
-from typing import Any, Iterable, NamedTuple
+import stat
+from typing import Any, Iterable, Iterator, NamedTuple
 
-from .manifest import Artifact, Blob, name_problem, split_reference
+from .digest import is_digest
+from .documents import shown
+from .manifest import MAX_MANIFEST, Artifact, Blob, name_problem, split_reference
 from .store import Store, StoreError, room_for
 from .trees import catalogue, outdated, read_artifact, refresh
 
@@ -54,15 +57,12 @@ def keep(store: Store, wanted: Iterable[Wanted], owner: int | None = None) -> An
     which blobs an artifact needs. Raises StoreError for a request that cannot be right.
     """
     wanted = list(wanted)
-    for entry in wanted:
-        if split_reference(f"{entry.kind}/{entry.name}") is None:
-            problem = name_problem(entry.name) or f"{entry.kind!r} is not a kind"
-            raise StoreError(f"{entry.kind}/{entry.name}: {problem}.")
+    _refuse(_request_problems(wanted))
     # What is written beside blobs and trees is small: stamps and lists.
     with room_for(store.root, SMALL_FILES), store.locked():
         manifests = store.inventory({entry.digest: entry.size for entry in wanted})
         there = [entry for entry in wanted if entry.digest not in manifests.missing]
-        artifacts = [read_artifact(store, *entry[:4]) for entry in there]
+        artifacts = _read_all(store, there)
         needed = [blob for entry, artifact in zip(there, artifacts) for blob in _needed(entry, artifact)]
         blobs = store.inventory({blob.digest: blob.size for blob in needed})
         missing = {**manifests.missing, **blobs.missing}
@@ -80,6 +80,62 @@ def keep(store: Store, wanted: Iterable[Wanted], owner: int | None = None) -> An
             paths=paths,
             artifacts={} if missing else catalogue(store, _in_order(artifacts)),
         )
+
+
+def _request_problems(wanted: list[Wanted]) -> Iterator[str]:
+    """What is wrong with a request by itself; whoever sends one may have believed a bundle that lies."""
+    seen: set[str] = set()
+    for entry in wanted:
+        reference = f"{entry.kind}/{entry.name}"
+        if split_reference(reference) is None:
+            yield f"{shown(reference)}: {name_problem(entry.name) or f'{shown(entry.kind)} is not a kind'}"
+        if reference in seen:
+            yield f"{shown(reference)} is asked for twice"
+        seen.add(reference)
+        for digest in (entry.digest, *entry.layers):
+            if not is_digest(digest):
+                yield f"{shown(reference)}: {shown(digest)} is not a digest (sha256:<64 hex digits>)"
+        if not isinstance(entry.size, int) or not 0 <= entry.size <= MAX_MANIFEST:
+            yield f"{shown(reference)}: {shown(entry.size)} is not the size of a manifest"
+
+
+def _read_all(store: Store, wanted: list[Wanted]) -> list[Artifact]:
+    """The artifacts whose manifests are in the store. Raises StoreError with all that is wrong with any of them."""
+    artifacts, problems = [], []
+    sizes: dict[str, int] = {}
+    for entry in wanted:
+        try:
+            artifacts.append(read_artifact(store, *entry[:4]))
+        except StoreError as error:
+            problems.append(str(error))
+    for artifact in artifacts:
+        for digest, size in artifact.blobs:
+            known = sizes.setdefault(digest, size)
+            if known != size:
+                problems.append(f"{artifact.reference}: {digest} is {size} bytes here and {known} elsewhere")
+            elif _has_another_size(store, digest, size):
+                problems.append(
+                    f"{artifact.reference}: {digest} has another size than the {size} bytes of the manifest"
+                )
+    _refuse(problems)
+    return artifacts
+
+
+def _has_another_size(store: Store, digest: str, size: int) -> bool:
+    """Whether a good blob of the store gives the lie to a manifest; a blob that is damaged gives it to nobody."""
+    path = store.blob_path(digest)
+    try:
+        status = path.lstat()
+        return stat.S_ISREG(status.st_mode) and status.st_size != size and store.stamps.digest_of(path) == digest
+    except OSError:
+        return False
+
+
+def _refuse(problems: Iterable[str]) -> None:
+    """Raise StoreError when there are problems, with all of them."""
+    found = list(problems)
+    if found:
+        raise StoreError("; ".join(found) + ". Nothing of it was taken.")
 
 
 def _needed(wanted: Wanted, artifact: Artifact) -> list[Blob]:

@@ -27,9 +27,11 @@ from pathlib import Path
 from typing import Any, Iterable
 
 from .digest import write_atomically
+from .documents import DocumentError, parse, read_small
 from .library import library_is_right, library_path, make_library
 from .manifest import IMAGE_NAME, IMAGES, Artifact, artifact_from
 from .places import exchange, fresh, short
+from .reference import image_problem
 from .store import Store, StoreError, room_for
 
 TREE_KINDS = ("models", "wheels", "tools")
@@ -45,10 +47,13 @@ def read_artifact(store: Store, kind: str, name: str, digest: str, size: int) ->
     """
     problems: list[str] = []
     try:
-        content = json.loads(store.blob_path(digest).read_text())
-    except (OSError, ValueError) as error:
+        content = parse(read_small(store.blob_path(digest)))
+    except (OSError, DocumentError) as error:
         raise StoreError(f"{kind}/{name}: the manifest {digest} cannot be read: {error}") from error
     artifact = artifact_from((kind, name), {"digest": digest, "size": size}, content, problems)
+    if artifact is not None:
+        problem = image_problem(artifact)
+        problems.extend([problem] if problem else [])
     if artifact is None or problems:
         raise StoreError(f"{kind}/{name}: the manifest {digest} is refused: " + "; ".join(problems))
     return artifact
