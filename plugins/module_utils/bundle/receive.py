@@ -30,6 +30,7 @@ from typing import Any, Callable, Iterator, Mapping
 
 from . import frames
 from .digest import ALGORITHM, free_bytes
+from .fetching import Fetchers
 from .store import NotTaken, Store, StoreError, room_for
 
 IDLE = 60.0
@@ -66,6 +67,7 @@ class Arrival:
         self.digest, self.size, self.source = digest, size, source
         self.place, self.handle = place, handle
         self.got, self.hashed = got, 0
+        self.peers: list[str] = []
         self.growing = True
         self.queued = False
         self._sha = hashlib.sha256()
@@ -286,6 +288,7 @@ class Receiver:
         self.store: Store
         self.opening: frames.Open
         self._hashers: Hashers
+        self._fetchers: Fetchers
 
     def run(self) -> None:
         """Receive until the controller says it is enough, or is gone."""
@@ -322,6 +325,7 @@ class Receiver:
 
     def _serve(self, commands: Iterator[frames.Command | memoryview]) -> None:
         self._hashers = Hashers(self._settle, self.fail, self._threads)
+        self._fetchers = Fetchers(self, self.opening.credential)
         helpers = [
             threading.Thread(target=self._every, args=(REPORT_EVERY, self._report), daemon=True),
             threading.Thread(target=self._every, args=(COMMIT_EVERY, self._commit), daemon=True),
@@ -336,6 +340,7 @@ class Receiver:
             patience = GRACE
             raise
         finally:
+            self._fetchers.stop()
             self._wait_for_hashers(patience)
             self._leaving.set()
             self._hashers.stop()
@@ -357,7 +362,7 @@ class Receiver:
             elif isinstance(command, frames.Blob):
                 arrival = self.arrive(command.digest, command.size, command.offset, frames.CONTROLLER)
             elif isinstance(command, frames.Fetch):
-                self.refuse(command.digest, command.offset, "this receiver does not fetch")
+                self._fetchers.add(command)
             elif isinstance(command, frames.End):
                 return
             elif not isinstance(command, frames.Alive):
@@ -403,6 +408,8 @@ class Receiver:
         if arrival.source != frames.CONTROLLER:
             with self._changed:
                 self._from_peers += len(data)
+            if arrival.source not in arrival.peers:
+                arrival.peers.append(arrival.source)
         # Set before the bytes are there: who hashes the last of them settles the arrival.
         arrival.growing = arrival.got + len(data) < arrival.size
         arrival.add(data)
@@ -455,10 +462,10 @@ class Receiver:
             self._changed.notify_all()
         if problem is None:
             self.answer({frames.VERIFIED: arrival.digest, "size": arrival.size, "source": arrival.source})
-        elif arrival.source == frames.CONTROLLER:
+        elif not arrival.peers:
             self.answer({frames.DAMAGED: arrival.digest, "why": problem})
         else:
-            self.refuse(arrival.digest, 0, f"{arrival.source}: {problem}")
+            self.refuse(arrival.digest, 0, f"{' and '.join(arrival.peers)} gave wrong bytes: {problem}")
 
     def _read(self) -> Iterator[frames.Command | memoryview]:
         while True:
