@@ -10,16 +10,21 @@ transfer may break off anywhere: the next question finds what arrived.
 
 from __future__ import annotations
 
+import json
 import stat
 from typing import Any, Iterable, Iterator, NamedTuple
 
-from .digest import is_digest
+from .deep import Deep, Reread, files, read_again
+from .digest import is_digest, write_atomically
 from .documents import shown
+from .library import distrust_library, library_is_right, library_is_sound, library_path
 from .manifest import MAX_MANIFEST, Artifact, Blob, name_problem, split_reference
 from .store import Store, StoreError, room_for
-from .trees import catalogue, outdated, read_artifact, refresh
+from .trees import LIBRARIES, catalogue, outdated, read_artifact, refresh
 
 SMALL_FILES = 1024 * 1024
+ARRIVING = "arriving.json"
+"""In the state directory: kind, name and digest of what is being shipped, until all of it is there."""
 
 
 class Wanted(NamedTuple):
@@ -48,30 +53,39 @@ class Answer(NamedTuple):
     damaged: dict[str, str]
     paths: list[str]
     artifacts: dict[str, Any]
+    reread: Reread | None = None
 
 
-def keep(store: Store, wanted: Iterable[Wanted], owner: int | None = None) -> Answer:
+def keep(store: Store, wanted: Iterable[Wanted], owner: int | None = None, deep: Deep | None = None) -> Answer:
     """Bring the store as near to `wanted` as what was received allows.
 
     While blobs are missing, the receiving area is made ready for user id `owner`. Manifests come first: only they tell
-    which blobs an artifact needs. Raises StoreError for a request that cannot be right.
+    which blobs an artifact needs. With `deep`, what is there is read again first. Raises StoreError for a request that
+    cannot be right.
     """
     wanted = list(wanted)
     _refuse(_request_problems(wanted))
     # What is written beside blobs and trees is small: stamps and lists.
     with room_for(store.root, SMALL_FILES), store.locked():
+        if deep and not deep.after:
+            read_again(store, files(store, [], [(entry.digest, entry.size) for entry in wanted]), Deep())
         manifests = store.inventory({entry.digest: entry.size for entry in wanted})
         there = [entry for entry in wanted if entry.digest not in manifests.missing]
         artifacts = _read_all(store, there)
         needed = [blob for entry, artifact in zip(there, artifacts) for blob in _needed(entry, artifact)]
+        reread = None
+        if deep:
+            reread = read_again(store, files(store, artifacts, needed), deep)
         blobs = store.inventory({blob.digest: blob.size for blob in needed})
         missing = {**manifests.missing, **blobs.missing}
         damaged = {**manifests.damaged, **blobs.damaged}
         paths: list[str] = []
         if not missing:
-            paths = outdated(store, artifacts) if store.dry_run else refresh(store, artifacts)
+            doubted = _doubt_library(store, artifacts) if reread and not reread.after else []
+            paths = outdated(store, artifacts) + doubted if store.dry_run else refresh(store, artifacts)
         elif not store.dry_run:
             store.receive(owner)
+        _note_arriving(store, wanted if missing else [])
         return Answer(
             changed=bool(store.adopted or paths or missing or damaged),
             missing=missing,
@@ -79,7 +93,29 @@ def keep(store: Store, wanted: Iterable[Wanted], owner: int | None = None) -> An
             damaged=damaged,
             paths=paths,
             artifacts={} if missing else catalogue(store, _in_order(artifacts)),
+            reread=reread,
         )
+
+
+def _doubt_library(store: Store, artifacts: list[Artifact]) -> list[str]:
+    """Have an unpacked library made again whose files are not those of its wheels; its path if it looked whole."""
+    found = [artifact for artifact in artifacts if (artifact.kind, artifact.name) == LIBRARIES]
+    doubted = [one for one in found if library_is_right(store, one) and not library_is_sound(store, one)]
+    for artifact in doubted if not store.dry_run else ():
+        distrust_library(store, artifact)
+    return [str(library_path(store, artifact)) for artifact in doubted]
+
+
+def _note_arriving(store: Store, wanted: list[Wanted]) -> None:
+    """Leave word of what is being shipped, so that cleaning up does not take it for what nobody wants."""
+    path = store.state / ARRIVING
+    if store.dry_run:
+        return
+    if wanted:
+        rows = [{"kind": entry.kind, "name": entry.name, "digest": entry.digest} for entry in wanted]
+        write_atomically(path, json.dumps(rows).encode() + b"\n")
+    elif path.exists():
+        path.unlink()
 
 
 def _request_problems(wanted: list[Wanted]) -> Iterator[str]:

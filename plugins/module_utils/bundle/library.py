@@ -39,6 +39,28 @@ def library_is_right(store: Store, artifact: Artifact) -> bool:
     return _is_whole(target) and link.is_symlink() and os.readlink(link) == target.name
 
 
+def library_is_sound(store: Store, artifact: Artifact) -> bool:
+    """True when every file that is unpacked has the bytes it has in its wheel; all of them are read."""
+    target = library_path(store, artifact)
+    try:
+        for file in artifact.files:
+            with zipfile.ZipFile(store.blob_path(file.digest)) as archive:
+                for member in archive.infolist():
+                    path = _wheel_path(member.filename)
+                    if member.is_dir() or path in (None, AUTHORITIES):
+                        continue
+                    if (target / str(path)).read_bytes() != archive.read(member):
+                        return False
+    except (OSError, zipfile.BadZipFile, EOFError):
+        return False
+    return True
+
+
+def distrust_library(store: Store, artifact: Artifact) -> None:
+    """Have a library unpacked again the next time it is asked for, however whole it looks."""
+    remove(_listing(library_path(store, artifact)))
+
+
 def make_library(store: Store, artifact: Artifact) -> None:
     """Unpack the wheels and point `lib/python` at them, in one atomic step."""
     target = library_path(store, artifact)

@@ -35,6 +35,8 @@ DIRECTORY_MODE = 0o755
 BLOB_MODE = 0o444
 RECEIVING_MODE = 0o700
 PACK_PREFIX = "pack-"
+UNREADABLE = (errno.EIO, errno.EUCLEAN, errno.ENODATA)
+"""What a disk says that has lost a file's content."""
 
 
 class StoreError(Exception):
@@ -255,7 +257,12 @@ class Store:
             size = _regular_size(path)
             if size != item[1]:
                 return "not a regular file" if size is None else f"{size} bytes in the store, expected {item[1]}"
-            content = self.stamps.digest_of(path)
+            try:
+                content = self.stamps.digest_of(path)
+            except OSError as error:
+                if error.errno not in UNREADABLE:
+                    raise
+                return f"the disk cannot read it: {error.strerror}"
             return None if content == item[0] else f"content in the store is {content}"
 
         for (digest, _size), problem in _side_by_side(found, blobs):
