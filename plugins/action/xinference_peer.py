@@ -42,6 +42,8 @@ class ActionModule(ActionBase):
             arguments["others"] = _others(host, play, task_vars)
         if "wanted" not in arguments:
             arguments["wanted"] = _wanted(host, play, notes)
+        if "keep" not in arguments:
+            arguments["keep"] = sorted(notes.passing(play))
         if not self._task.check_mode:
             arguments["credential"] = run.credential()
         answer = self._execute_module("airgap.xinference.xinference_peer", arguments, task_vars=task_vars)

@@ -71,6 +71,14 @@ options:
     type: list
     elements: str
     default: []
+  keep:
+    description:
+      - Digests of blobs to hold open once they are in the store, because they leave it while other hosts still want
+        them, as layers of images do when the engine has them. Their room on the disk is free when the server has ended.
+        The action plugin names them.
+    type: list
+    elements: str
+    default: []
   run:
     description: The name of the run of the playbook. The action plugin sets it.
     type: str
@@ -143,6 +151,7 @@ def main() -> None:
             "idle": {"type": "int", "default": 300},
             "others": {"type": "list", "elements": "str", "default": []},
             "wanted": {"type": "list", "elements": "str", "default": []},
+            "keep": {"type": "list", "elements": "str", "default": []},
             "run": {"type": "str", "default": ""},
             "credential": {"type": "str", "no_log": True},
         },
@@ -178,7 +187,9 @@ def _started(module: AnsibleModule, store: Store, mine: list[Standing]) -> dict[
         return {"changed": True, "address": address, "port": options["port"]}
     stop(store, mine)
     try:
-        server = start(store, options["run"], credential, address, options["port"], options["idle"], LIMIT)
+        server = start(
+            store, options["run"], credential, address, options["port"], options["idle"], LIMIT, options["keep"]
+        )
     except OSError as error:
         return {
             **nowhere,

@@ -29,11 +29,14 @@ class Notes:
         self._run = run
         self._read: dict[str, dict[str, int]] = {}
 
-    def missing(self, host: str, missing: Mapping[str, int]) -> None:
-        """A host lacks these blobs, sizes in bytes by digest. What was noted about it before is void."""
+    def missing(self, host: str, missing: Mapping[str, int], passing: Iterable[str] = ()) -> None:
+        """A host lacks these blobs, sizes in bytes by digest; those that are `passing` leave its store soon after.
+
+        What was noted about it before is void.
+        """
         if missing:
             self._run.open()
-            self._write(host, {"missing": self._list(missing)})
+            self._write(host, {"missing": self._list(missing), "passing": sorted(set(missing).intersection(passing))})
         else:
             self._place(host).unlink(missing_ok=True)
 
@@ -49,6 +52,10 @@ class Notes:
         """All that some hosts lack."""
         lists = dict.fromkeys(self._of(host).get("missing", "") for host in hosts)
         return {digest: size for name in lists for digest, size in self._blobs(name).items()}
+
+    def passing(self, hosts: Iterable[str]) -> set[str]:
+        """Blobs that some of the hosts will have for a while only."""
+        return {digest for host in hosts for digest in self._of(host).get("passing", [])}
 
     def members(self, hosts: Iterable[str]) -> dict[str, Member]:
         """What is known of those of some hosts about which there is a note, in the same order."""

@@ -61,7 +61,14 @@ def standing(store: Store) -> list[Standing]:
 
 
 def start(
-    store: Store, run: str, credential: Credential, address: str, port: int, idle: float, limit: float
+    store: Store,
+    run: str,
+    credential: Credential,
+    address: str,
+    port: int,
+    idle: float,
+    limit: float,
+    keep: Iterable[str] = (),
 ) -> Standing:
     """Leave a server behind for this run and say where it listens.
 
@@ -78,23 +85,18 @@ def start(
             with path.open() as file:
                 if not _held(file.fileno()):
                     path.unlink()
-        return _start(store, run, credential, (address, port), (idle, limit))
+        return _start(store, run, credential, (address, port), {"idle": idle, "limit": limit, "keep": keep})
     finally:
         os.close(turn)
 
 
-def _start(
-    store: Store, run: str, credential: Credential, where: tuple[str, int], times: tuple[float, float]
-) -> Standing:
+def _start(store: Store, run: str, credential: Credential, where: tuple[str, int], more: dict[str, Any]) -> Standing:
     """Bind, lock the file of the server, and let a grandchild go on with both."""
     place = store.state / f"peer-{run}.json"
     with ExitStack() as stack:
         log = _open(store.state / "peer.log", os.O_TRUNC | os.O_APPEND)
         stack.callback(os.close, log)
-        idle, limit = times
-        server = Server(
-            store.root, credential, *where, idle=idle, limit=limit, log=lambda line: _write(log, f"{line}\n")
-        )
+        server = Server(store.root, credential, *where, **more, log=lambda line: _write(log, f"{line}\n"))
         stack.callback(server.close)
         facts = Standing(run, 0, server.address, server.port, credential.fingerprint)
         handle = _open(place, os.O_EXCL)

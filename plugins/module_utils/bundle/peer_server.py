@@ -5,8 +5,9 @@
 
 It serves the blobs of one store and nothing else: a name is 64 hex digits, looked up among the verified blobs and among
 those that are still being received. Of the latter it sends what is there and follows the file, so that bytes go down a
-chain of hosts without waiting for the end. It ends by itself when nobody is connected for a while, and in any case
-after a day.
+chain of hosts without waiting for the end. Layers of images leave the store once the engine has them; those it is told
+to `keep` it holds open, so that hosts whose turn comes later get them all the same. It ends by itself when nobody is
+connected for a while, and in any case after a day.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import stat
 import threading
 import time
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Iterable
 
 from .peer import CONNECT, Credential, PeerError, read_head
 from .store import Store
@@ -33,6 +34,8 @@ PATIENCE = 30.0
 CONNECTIONS = 64
 STRANGERS = 16
 """Connections at a time that have not shown the certificate yet."""
+KEPT = 256
+"""Files held open at most."""
 CHUNK = 256 * 1024
 GLANCE = 0.02
 """Seconds between two looks at a file that grows."""
@@ -59,6 +62,7 @@ class Server:
         idle: float = IDLE,
         limit: float = LIMIT,
         patience: float = PATIENCE,
+        keep: Iterable[str] = (),
         log: Callable[[str], None] = lambda _line: None,
     ) -> None:
         self._store = Store(root, dry_run=True)
@@ -68,6 +72,8 @@ class Server:
         self._log = _Log(log)
         self._lock = threading.Lock()
         self._connected = self._strangers = 0
+        self._wanted = {self._store.blob_path(digest).name for digest in sorted(keep)[:KEPT]}
+        self._kept: dict[str, int] = {}
         self._last = time.monotonic()
         self.sent = 0
         family, _kind, _protocol, _name, where = socket.getaddrinfo(
@@ -100,6 +106,7 @@ class Server:
         self._socket.settimeout(min(0.5, self._idle / 2))
         reason = ""
         while not reason:
+            self._hold()
             try:
                 connection, _peer = self._socket.accept()
             except socket.timeout:
@@ -113,6 +120,14 @@ class Server:
             reason = self._over(time.monotonic() - began)
         self.close()
         self._log.last(f"{reason}; {self.sent} bytes passed on")
+
+    def _hold(self) -> None:
+        """Open what is to be kept as soon as it is in the store."""
+        for encoded in list(self._wanted):
+            handle = _plain_file(self._store.blobs / encoded)
+            if handle is not None:
+                self._wanted.remove(encoded)
+                self._kept[encoded] = handle
 
     def _over(self, seconds: float) -> str:
         """Why it is time to end, or nothing."""
@@ -190,7 +205,8 @@ class Server:
         """A file that has something from `offset` on, waited for as long as blobs arrive here; None: there is none."""
         told = time.monotonic()
         while True:
-            handle = _plain_file(self._store.blobs / encoded)
+            kept = self._kept.get(encoded)
+            handle = os.dup(kept) if kept is not None else _plain_file(self._store.blobs / encoded)
             if handle is not None:
                 if os.fstat(handle).st_size == size:
                     return handle
@@ -221,14 +237,14 @@ class Server:
                 offset += len(chunk)
                 with self._lock:
                     self.sent += len(chunk)
-            elif self._arrivals.quiet() > self._patience or not self._is_kept(handle, encoded):
+            elif self._arrivals.quiet() > self._patience or not self._is_named(handle, encoded):
                 self._log.say(f"{encoded[:12]}: {size - offset} of {size} bytes did not arrive here")
                 return False
             else:
                 time.sleep(GLANCE)
         return True
 
-    def _is_kept(self, handle: int, encoded: str) -> bool:
+    def _is_named(self, handle: int, encoded: str) -> bool:
         """Whether an open file still has its name, or the one it gets when it is complete."""
         inode = os.fstat(handle).st_ino
         for path in (self._store.partial / encoded, self._store.blobs / encoded):

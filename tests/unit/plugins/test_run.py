@@ -120,6 +120,14 @@ def test_notes_say_what_hosts_told(tmp_path: Path) -> None:
     assert read.wanted(["a", "b", "c"]) == BLOBS
 
 
+def test_what_is_there_for_a_while_only_is_known_of_all_hosts(tmp_path: Path) -> None:
+    notes = Notes(Run(tmp_path))
+    one, two, three = BLOBS
+    notes.missing("a", {one: 1, two: 2}, [two, three])
+    notes.missing("b", BLOBS, [three])
+    assert notes.passing(["a", "b", "c"]) == {two, three}
+
+
 def test_a_new_note_voids_the_old_one(tmp_path: Path) -> None:
     notes = Notes(Run(tmp_path))
     notes.missing("a", BLOBS)

@@ -221,6 +221,20 @@ def test_a_blob_that_does_not_go_on_is_broken_off(store: Store, credential: Cred
     assert arrived == CONTENT[:5000]
 
 
+def test_what_leaves_the_store_is_kept_for_those_who_come_later(store: Store, credential: Credential) -> None:
+    gone = hash_bytes(b"not kept")
+    with serving(store, credential, keep=[DIGEST, gone], patience=0.3, idle=1.5) as server:
+        time.sleep(0.1)
+        store.blob_path(DIGEST).write_bytes(CONTENT)
+        deadline = time.monotonic() + 5
+        while not server._kept and time.monotonic() < deadline:
+            time.sleep(0.01)
+        store.blob_path(DIGEST).unlink()
+        assert got(server, credential) == CONTENT == got(server, credential)
+        with pytest.raises(PeerError, match="has no such blob"):
+            got(server, credential, digest=gone)
+
+
 def test_links_and_other_things_are_not_served(store: Store, credential: Credential, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(CONTENT)
