@@ -13,6 +13,7 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import Artifact, Bundle, BundleError
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.manifest import IMAGES
+from ansible_collections.airgap.xinference.plugins.module_utils.host.system_facts import aes
 from ansible_collections.airgap.xinference.plugins.plugin_utils.bundles import (
     ALWAYS,
     LIBRARIES,
@@ -20,6 +21,7 @@ from ansible_collections.airgap.xinference.plugins.plugin_utils.bundles import (
     select,
     verified,
 )
+from ansible_collections.airgap.xinference.plugins.plugin_utils.host_process import Launcher
 from ansible_collections.airgap.xinference.plugins.plugin_utils.images import Images, bare, load, with_layers
 from ansible_collections.airgap.xinference.plugins.plugin_utils.screen import screen
 from ansible_collections.airgap.xinference.plugins.plugin_utils.shipping import (
@@ -32,7 +34,13 @@ from ansible_collections.airgap.xinference.plugins.plugin_utils.shipping import 
     summary,
     together,
 )
-from ansible_collections.airgap.xinference.plugins.plugin_utils.transport import PutFile, Transport, choose
+from ansible_collections.airgap.xinference.plugins.plugin_utils.transport import (
+    PutFile,
+    Session,
+    Stream,
+    Transport,
+    launchers,
+)
 
 ARGUMENTS = {
     "bundle": {"type": "str", "required": True},
@@ -44,6 +52,9 @@ ARGUMENTS = {
     "engines": {"type": "str", "choices": ["image", "bundle", "wheels", "index"], "default": "image"},
     "docker_host": {"type": "str"},
     "cache_dir": {"type": "str"},
+    "wait": {"type": "int", "default": 120},
+    "streams": {"type": "int", "default": 1},
+    "rate_limit": {"type": "bytes"},
 }
 
 
@@ -85,13 +96,18 @@ class ActionModule(ActionBase):
             raise ShippingError(str(answer.get("msg") or answer.get("module_stdout") or answer))
         return answer
 
-    def transports(self, bundle: Bundle, receive: dict[str, Any], owner: int | None) -> list[Transport]:
-        """The ways to the host, best first."""
-        if owner is not None:
-            self._refuse_closed_area(receive["path"])
-        best = choose(self._connection, bundle, receive, C.DEFAULT_LOCAL_TMP)
-        plain = PutFile(self._connection, bundle, receive["path"], C.DEFAULT_LOCAL_TMP)
-        return [best] if isinstance(best, PutFile) else [best, plain]
+    def launchers(self, aes_there: bool) -> list[Launcher]:
+        """The ways to run a process on the host as the user who owns the store, best first."""
+        become = self._connection.become
+        users = self.get_become_option("become_user"), self._get_remote_user()
+        if become is not None and users[0] == users[1] and any(users) and not C.BECOME_ALLOW_SAME_USER:
+            become = None
+        return launchers(self._connection, become, aes_there and aes())
+
+    def interpreter(self, task_vars: dict[str, Any]) -> str:
+        """The Python that modules run with on the host; known once one of them ran."""
+        facts = task_vars.get("ansible_facts", {})
+        return (self._used_interpreter or "").lstrip("#!") or facts.get("discovered_interpreter_python", "python3")
 
     def uploader(self) -> int | None:
         """The numeric user that uploads when the store belongs to another one (become), else None."""
@@ -103,7 +119,7 @@ class ActionModule(ActionBase):
             raise ShippingError(f"cannot tell who uploads: `id -u` said {answer.get('stdout', '')!r}")
         return int(lines[-1])
 
-    def _refuse_closed_area(self, path: str) -> None:
+    def refuse_closed_area(self, path: str) -> None:
         """The uploading user must be able to reach the receiving area inside a root directory that is not its own."""
         quoted = self._connection._shell.quote(path)
         if self._low_level_execute_command(f"test -w {quoted}", sudoable=False).get("rc"):
@@ -134,6 +150,8 @@ class _Job:
         self.began = time.monotonic()
         self.read = 0
         self.owner: int | None = None
+        self.parts: list[Artifact] = []
+        self.transports: list[Transport] = []
         self.images = [artifact for artifact in artifacts if artifact.kind == IMAGES]
 
     def rehearse(self) -> dict[str, Any]:
@@ -159,7 +177,6 @@ class _Job:
 
     def do(self) -> dict[str, Any]:
         """Ship, and return what was sent."""
-        self.owner = self.action.uploader()
         shipments = [self._ship([bare(artifact) for artifact in self.artifacts])]
         images = Images()
 
@@ -184,14 +201,49 @@ class _Job:
 
     def _ship(self, parts: list[Artifact]) -> Shipment:
         """Bring these parts of the artifacts into the store of the host."""
+        self.parts = parts
         self._verify(parts)
         return ship(
             parts,
             lambda: self._ask_store(parts),
-            lambda answer: self.action.transports(self.bundle, answer["receive"], self.owner),
+            self._connect,
             self.host,
             self.say,
         )
+
+    def _connect(self, answer: Answer) -> list[Transport]:
+        """The transports to this host; one that was found to be of no use stays away."""
+        if not self.transports:
+            connection, receive = self.action._connection, answer["receive"]
+            ways = self.action.launchers(receive["aes"])
+            if ways:
+                session = Session(
+                    self.options["root"],
+                    self.options["wait"],
+                    self.options["streams"],
+                    self.options["rate_limit"],
+                )
+                interpreter = self.action.interpreter(self.task_vars)
+                self.transports.append(Stream(ways, interpreter, self.bundle, session, self._tell, self._names()))
+            elif connection.become is not None and connection.become.require_tty:
+                self._tell(f"the become method {connection.become.name} needs a terminal; sending with put_file")
+            path, temporary = receive["path"], C.DEFAULT_LOCAL_TMP
+            self.transports.append(PutFile(connection, self.bundle, path, temporary, lambda: self._hand_over(path)))
+        return self.transports
+
+    def _hand_over(self, path: str) -> None:
+        """Give the receiving area to the user who logs in, when that is another one than the owner of the store."""
+        self.owner = self.action.uploader()
+        if self.owner is not None:
+            self._ask_store(self.parts)
+            self.action.refuse_closed_area(path)
+
+    def _tell(self, line: str) -> None:
+        self.say(f"{self.host}: {line}")
+
+    def _names(self) -> dict[str, str]:
+        """What people call the blobs of files."""
+        return {file.digest: f"{artifact.name}/{file.path}" for artifact in self.artifacts for file in artifact.files}
 
     def _verify(self, parts: list[Artifact]) -> None:
         """Refuse to send what is damaged in the bundle."""
@@ -219,14 +271,24 @@ class _Job:
         return sum(Bundle(self.bundle.root, self.artifacts).blobs.values())
 
     def _numbers(self, changed: bool, sent: int, hashed: int, blobs: int) -> dict[str, Any]:
+        seconds = time.monotonic() - self.began
         return {
             "changed": changed,
             "sent_bytes": sent,
             "hashed_bytes": hashed + self.read,
             "skipped_bytes": max(0, self._size() - sent),
+            "deduplicated_bytes": deduplicated(self.artifacts),
             "blobs": blobs,
-            "seconds": round(time.monotonic() - self.began, 2),
+            "seconds": round(seconds, 2),
+            "rate": round(sent / seconds) if seconds > 0 else 0,
         }
+
+
+def deduplicated(artifacts: list[Artifact]) -> int:
+    """Bytes of files and layers that occur more than once, be it in one artifact or in several, and travel once."""
+    once = {file.digest: file.size for artifact in artifacts for file in artifact.files}
+    once |= {layer.digest: layer.size for artifact in artifacts for layer in artifact.layers}
+    return sum(artifact.size for artifact in artifacts) - sum(once.values())
 
 
 def _named(artifact: Artifact) -> dict[str, Any]:

@@ -43,6 +43,8 @@ BUSY, READY, GOT, VERIFIED, DAMAGED = "busy", "ready", "got", "verified", "damag
 REFUSED, FAILED, DONE = "refused", "failed", "done"
 CONTROLLER = "controller"
 """The source of a blob that did not come from another host."""
+STORE = "store"
+"""The source of a blob that was in the store already."""
 
 
 class FrameError(Exception):
