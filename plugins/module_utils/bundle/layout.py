@@ -21,7 +21,7 @@ import stat
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterable
+from typing import Any, Callable, Container, Iterable
 
 from .digest import Progress, Stamps, hash_bytes
 from .documents import DocumentError, parse, read_small, shown
@@ -62,7 +62,7 @@ class BundleError(Exception):
     def __init__(self, summary: str, problems: list[str] | None = None) -> None:
         self.summary = summary
         self.problems = list(problems or [])
-        self.details = {"problems": self.problems}
+        self.details: dict[str, Any] = {"problems": self.problems}
         lines = [f"- {problem}" for problem in self.problems[:SHOWN_PROBLEMS]]
         if len(self.problems) > SHOWN_PROBLEMS:
             lines.append(f"- and {len(self.problems) - SHOWN_PROBLEMS} more")
@@ -136,9 +136,13 @@ class Bundle:
 
 
 def verify(
-    bundle: Bundle, stamps: Stamps, progress: Progress | None = None, threads: int | None = None
+    bundle: Bundle,
+    stamps: Stamps,
+    progress: Progress | None = None,
+    threads: int | None = None,
+    only: Container[str] | None = None,
 ) -> list[Damaged]:
-    """Hash every blob no stamp vouches for and return those whose content is wrong; saves the stamps.
+    """Hash every blob (or `only` some) no stamp vouches for, and return those whose content is wrong; saves the stamps.
 
     `threads` defaults to the number of processors (8 at most); hashing releases Python's lock, so they really work
     side by side. Largest first, so that the last thread does not start with the biggest file.
@@ -159,7 +163,8 @@ def verify(
             return None
         return Damaged(digest, size, f"content is {found}", tuple(used[digest]))
 
-    largest_first = sorted(bundle.blobs.items(), key=lambda item: (-item[1], item[0]))
+    blobs = [item for item in bundle.blobs.items() if only is None or item[0] in only]
+    largest_first = sorted(blobs, key=lambda item: (-item[1], item[0]))
     with ThreadPoolExecutor(max_workers=threads or min(8, os.cpu_count() or 1)) as pool:
         damaged = [entry for entry in pool.map(check, largest_first) if entry is not None]
     stamps.save()
@@ -190,15 +195,25 @@ def _parse(raw: bytes, where: str, problems: list[str]) -> Any:
         return None
 
 
-def read_artifacts(root: Path, problems: list[str]) -> list[Artifact]:
+def index_lines(root: Path) -> list[str]:
+    """One line for each artifact of an index, for a diff; none when there is no usable index."""
+    content = read_json(root / INDEX_FILE, INDEX_FILE, [])
+    try:
+        return sorted(f"{entry['annotations'][REF_NAME]} {entry['digest']}" for entry in content["manifests"])
+    except (TypeError, KeyError):
+        return []
+
+
+def read_artifacts(root: Path, problems: list[str], marked: bool = True) -> list[Artifact]:
     """What the index and the manifests below `root` say, in order of kind and name; other blobs are not looked at.
 
-    What makes no sense is left out and added to `problems`.
+    What makes no sense is left out and added to `problems`. Without `marked`, `oci-layout` may be missing: somebody
+    kept only what tells the content.
     """
     if not root.is_dir():
         problems.append("there is no such directory; make it with playbooks/bundle.yml or mount the disk it is on")
         return []
-    if not (root / INDEX_FILE).exists() or not (root / LAYOUT_FILE).exists():
+    if not (root / INDEX_FILE).exists() or (marked and not (root / LAYOUT_FILE).exists()):
         if (root / VOLUME_FILE).exists():
             problems.append("this is one volume of a bundle that was split; join them with playbooks/join.yml")
         elif (root / PARTIAL).exists():
@@ -208,7 +223,7 @@ def read_artifacts(root: Path, problems: list[str]) -> list[Artifact]:
         for place in ("blobs", "blobs/sha256")
         if os.path.lexists(root / place) and ((root / place).is_symlink() or not (root / place).is_dir())
     )
-    marker = read_json(root / LAYOUT_FILE, LAYOUT_FILE, problems)
+    marker = read_json(root / LAYOUT_FILE, LAYOUT_FILE, problems) if marked else None
     if marker is not None and (not isinstance(marker, dict) or marker.get("imageLayoutVersion") != LAYOUT_VERSION):
         problems.append(f"{LAYOUT_FILE}: imageLayoutVersion is not {LAYOUT_VERSION}")
     index = read_json(root / INDEX_FILE, INDEX_FILE, problems)
