@@ -127,7 +127,7 @@ def _of_one_set(
         raise BundleError(
             f"There are volumes of {len(sets)} different bundles or splits in {where}; name directories that hold one "
             "set, or choose by its name:",
-            sorted(f"{volume.path} is {volume.listed.title}, set {volume.listed.set.id[:19]}" for volume in volumes),
+            sorted(f"{volume}: set {volume.listed.set.id[:19]}" for volume in volumes),
         )
     return sorted(volumes, key=lambda volume: (volume.listed.number, str(volume.path)))
 
@@ -139,9 +139,9 @@ def _contents(volumes: list[VolumeDir], damage: list[str]) -> Contents:
         try:
             contents = volume.contents(problems)
         except DocumentError as error:
-            damage.append(f"{volume.path} ({volume.listed.title}): {error}")
+            damage.append(f"{volume}: {error}")
         except OSError as error:
-            damage.append(f"{volume.path} ({volume.listed.title}): {error.filename}: {error.strerror}")
+            damage.append(f"{volume}: {error.filename}: {error.strerror}")
         else:
             problems.extend(plan_problems(volume.listed.set, contents.artifacts))
             if problems:
@@ -297,7 +297,7 @@ class _Joiner:
             # What cannot be written down costs the next run time and nothing else.
             with suppress(OSError):
                 self._remember(now=True)
-            outcome.hashed_bytes = self._stamps.hashed_bytes
+            outcome.hashed_bytes, outcome.joined_bytes = self._stamps.hashed_bytes, self._reader.taken
         self._conclude(self._there, {number for number, _part in self._lacking_parts()})
         outcome.after = self._lines(self._there)
         if self._damage and not outcome.complete:
@@ -348,16 +348,16 @@ class _Joiner:
             for copy in copies:
                 if not self._needed(piece):
                     break
-                digest, before = copy.listed.digests[number - 1], self._partials.received
+                digest = copy.listed.digests[number - 1]
                 problem = self._reader.take(copy.piece(number), piece, digest, self._needed(piece))
-                self._outcome.changed = self._outcome.changed or self._partials.received != before
+                self._outcome.changed = self._outcome.changed or self._reader.taken > 0
                 self._remember()
                 if problem is None:
                     break
-                said.append(f"{copy.path}: {piece_path(number)} {problem}")
+                said.append(f"{copy}: {piece_path(number)} {problem}")
             if self._needed(piece):
                 what = ", ".join(map(str, shares(self._artifacts, {part.digest for part in self._needed(piece)})))
-                self._damage.extend(f"{line} ({listed.title}; {what})" for line in said)
+                self._damage.extend(f"{line} ({what})" for line in said)
 
     def _needed(self, piece: Piece) -> list[Part]:
         """The parts of a piece that are not here yet."""
@@ -370,7 +370,6 @@ class _Joiner:
         source.chmod(0o644)
         source.replace(target)
         self._keep(digest, target)
-        self._outcome.joined_bytes += self._wanted[digest]
 
     def _keep(self, digest: str, target: Path) -> None:
         self._stamps.record(target, digest)

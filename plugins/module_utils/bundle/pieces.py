@@ -23,7 +23,8 @@ from .volumes import Part, Piece, VolumeSet, piece_size
 class PieceReader:
     """Reads pieces into `partials`, and hands blobs that are whole and right to `admit` as digest and file.
 
-    `sizes` are those of the blobs, in bytes; `count` is told the bytes that were hashed.
+    `sizes` are those of the blobs, in bytes; `count` is told the bytes that were hashed. `taken` are the bytes that were
+    needed and right.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class PieceReader:
     ) -> None:
         self._partials, self._volumes, self._sizes = partials, volumes, sizes
         self._admit, self._count = admit, count
+        self.taken = 0
 
     def take(self, path: Path, piece: Piece, digest: str, needed: Iterable[Part]) -> str | None:
         """Take those parts of a piece that are `needed`, from the file `path`; why not all could be, or None.
@@ -107,6 +109,7 @@ class PieceReader:
         if found != part.digest:
             partial.unlink()
             return f"is {found}"
+        self.taken += part.length
         self._admit(part.digest, partial)
         return None
 
@@ -131,6 +134,7 @@ class PieceReader:
         """Note that a part is right, and keep the blob when it was the last one; what is wrong, or None."""
         partial = self._partials.of(part.digest, self._sizes[part.digest])
         partial.add(part, running)
+        self.taken += part.length
         if partial.received < partial.size:
             return None
         found = partial.digest

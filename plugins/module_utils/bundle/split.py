@@ -171,6 +171,13 @@ class _Splitter:
             self._refuse_damaged_parts(jobs)
             for job in jobs:
                 outcome.changed = self._write(job) or outcome.changed
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise BundleError(
+                f"The disk is full: {self._place} has {size_text(free_bytes(self._place))} free. Free some, or make "
+                "the volumes smaller (another size is another set), and run again; what was written stays there."
+            ) from error
         finally:
             self._remember(now=True)
         if self._damaged:

@@ -41,6 +41,10 @@ class VolumeDir:
         """The volume in a directory. Raises DocumentError when its list is damaged, OSError when it has none."""
         return cls(path, read_list(read_small(path / VOLUME_FILE)))
 
+    def __str__(self) -> str:
+        title = self.listed.title
+        return str(self.path) if self.path.name == title else f"{self.path} ({title})"
+
     def piece(self, number: int) -> Path:
         """The file of a piece, counted from 1."""
         return self.path / piece_path(number)
