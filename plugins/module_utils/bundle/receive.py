@@ -43,6 +43,8 @@ GRACE = 2.0
 PIECE = 1024 * 1024
 QUANTUM = 16 * PIECE
 """Bytes hashed of one file before another one gets its turn."""
+_SET_PIPE_SIZE = 1031
+"""F_SETPIPE_SZ, which Python has a name for since 3.10."""
 
 
 class Gone(Exception):
@@ -243,7 +245,13 @@ class Input:
         self._poll.register(handle, select.POLLIN)
         self._socket: socket.socket | None = None
         self.buffer = bytearray(PIECE)
-        if stat.S_ISSOCK(os.fstat(handle).st_mode):
+        kind = os.fstat(handle).st_mode
+        if stat.S_ISFIFO(kind):
+            try:
+                fcntl.fcntl(handle, _SET_PIPE_SIZE, PIECE)
+            except OSError:
+                pass  # A smaller pipe is slower, no more.
+        elif stat.S_ISSOCK(kind):
             self._socket = socket.socket(fileno=os.dup(handle))
             # How long a piece may take to fill up.
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 250_000))
@@ -261,8 +269,6 @@ class Input:
             received = self._socket.recv_into(self.buffer, count, socket.MSG_WAITALL)
         else:
             received = os.readv(self._handle, [self.buffer])
-            if received < 65536 and count > 65536:
-                time.sleep(0.001)  # A pipe that is read the moment a page is in it is read page by page.
         if not received:
             raise Gone("the connection was closed")
         return received
