@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Callable
+from pathlib import Path
+from typing import Any
 
 from ansible import constants as C
 from ansible.errors import AnsibleActionFail
@@ -23,7 +24,8 @@ from ansible_collections.airgap.xinference.plugins.plugin_utils.bundles import (
 )
 from ansible_collections.airgap.xinference.plugins.plugin_utils.host_process import Launcher
 from ansible_collections.airgap.xinference.plugins.plugin_utils.images import Images, bare, load, with_layers
-from ansible_collections.airgap.xinference.plugins.plugin_utils.screen import screen
+from ansible_collections.airgap.xinference.plugins.plugin_utils.rereading import Reread, read_again, rows, told
+from ansible_collections.airgap.xinference.plugins.plugin_utils.screen import Screen, screen
 from ansible_collections.airgap.xinference.plugins.plugin_utils.shipping import (
     Answer,
     Shipment,
@@ -55,6 +57,8 @@ ARGUMENTS = {
     "wait": {"type": "int", "default": 120},
     "streams": {"type": "int", "default": 1},
     "rate_limit": {"type": "bytes"},
+    "deep": {"type": "bool", "default": False},
+    "deep_bundle": {"type": "bool", "default": False},
 }
 
 
@@ -143,7 +147,7 @@ class _Job:
         options: dict[str, Any],
         host: str,
         task_vars: dict[str, Any],
-        say: Callable[[str], None],
+        say: Screen,
     ) -> None:
         self.action, self.bundle, self.artifacts, self.options = action, bundle, artifacts, options
         self.host, self.task_vars, self.say = host, task_vars, say
@@ -153,12 +157,18 @@ class _Job:
         self.parts: list[Artifact] = []
         self.transports: list[Transport] = []
         self.images = [artifact for artifact in artifacts if artifact.kind == IMAGES]
+        self.reread: Reread | None = None
 
     def rehearse(self) -> dict[str, Any]:
         """Ask what is missing. An image the host cannot ask its engine for yet counts with all its layers."""
         parts = [bare(artifact) for artifact in self.artifacts]
         self._verify(self.artifacts)
+        self._read_again(parts)
         answer = self._ask_store(parts)
+        if self.reread:
+            made = [*answer["made"], *self.reread.made]
+            answer = {**answer, "missing": {**answer["missing"], **self.reread.missing}, "made": made}
+            answer["changed"] = answer["changed"] or bool(answer["missing"] or made)
         libraries = [part for part in parts if (part.kind, part.name) == LIBRARIES]
         known = [image for image in self.images if not missing_blobs([*libraries, bare(image)], answer)]
         images = load(known, self._ask_engine, lambda _missing: None, self.say, True) if known else Images()
@@ -173,11 +183,18 @@ class _Job:
             "diff": describe(self.bundle, parts, answer, self.options["root"]),
             "artifacts": answer["artifacts"],
             "images": images.rows,
+            **self._deep(answer["made"]),
         }
 
     def do(self) -> dict[str, Any]:
         """Ship, and return what was sent."""
-        shipments = [self._ship([bare(artifact) for artifact in self.artifacts])]
+        parts = [bare(artifact) for artifact in self.artifacts]
+        damaged = self._read_again(parts)
+        shipments = [self._ship(parts)]
+        if damaged & {artifact.digest for artifact in self.artifacts}:
+            # What an artifact consists of was not known while its manifest was damaged.
+            self._read_again(parts)
+            shipments.append(self._ship(parts))
         images = Images()
 
         def send(missing: dict[str, dict[str, int]]) -> None:
@@ -192,8 +209,12 @@ class _Job:
             "artifacts": total.answer["artifacts"],
             "images": images.rows,
             "msg": summary(total, self._size(), time.monotonic() - self.began - images.seconds),
+            **self._deep([path for shipment in shipments for path in shipment.answer["made"]]),
         }
-        if total.changed:
+        if self.reread:
+            result["changed"] = result["changed"] or bool(self.reread.made)
+            result["msg"] = "; ".join([told(self.reread, self.artifacts, True), *([result["msg"]] * total.changed)])
+        if total.changed or self.reread:
             self.say(result["msg"])
         if self.action._task.diff:
             result["diff"] = describe(self.bundle, self.artifacts, total.first, self.options["root"])
@@ -210,6 +231,34 @@ class _Job:
             self.host,
             self.say,
         )
+
+    def _read_again(self, parts: list[Artifact]) -> set[str]:
+        """Have the host read all it has of these parts again, if that was asked for; what was damaged."""
+        if not self.options["deep"]:
+            return set()
+        self.say.doing("verifying what is there")
+        found = read_again(
+            lambda after, seconds: self._ask_store(parts, deep=True, deep_after=after, deep_seconds=seconds),
+            self.host,
+            self.say,
+        )
+        self.reread = self.reread or Reread()
+        self.reread.add(found)
+        return set(found.damaged)
+
+    def _deep(self, made: list[str]) -> dict[str, Any]:
+        """What is told about the deep verification; nothing without one."""
+        if self.reread is None:
+            return {}
+        return {
+            "deep": {
+                "files": self.reread.files,
+                "read_bytes": self.reread.read_bytes,
+                "seconds": round(self.reread.seconds, 2),
+                "damaged": rows(self.reread, self.artifacts),
+                "made": list(dict.fromkeys([*self.reread.made, *made])),
+            }
+        }
 
     def _connect(self, answer: Answer) -> list[Transport]:
         """The transports to this host; one that was found to be of no use stays away."""
@@ -247,7 +296,12 @@ class _Job:
 
     def _verify(self, parts: list[Artifact]) -> None:
         """Refuse to send what is damaged in the bundle."""
-        damaged, read = verified(self.bundle, parts, self.options["cache_dir"], self.say)
+        # What repairs a host is read again here first, and everything where that was asked for.
+        doubted = set(self.reread.damaged) if self.reread else set()
+        if self.options["deep_bundle"]:
+            doubted |= {blob.digest for part in parts for blob in part.blobs}
+        run = Path(C.DEFAULT_LOCAL_TMP, "xinference-read-again")
+        damaged, read = verified(self.bundle, parts, self.options["cache_dir"], self.say, doubted, run)
         self.read += read
         if damaged:
             raise BundleError(
@@ -255,14 +309,15 @@ class _Job:
                 [str(blob) for blob in damaged],
             )
 
-    def _ask_store(self, parts: list[Artifact]) -> Answer:
+    def _ask_store(self, parts: list[Artifact], **more: Any) -> Answer:
         wanted = [
             {**_named(part), "kind": part.kind, "layers": [layer.digest for layer in part.layers]} for part in parts
         ]
-        arguments = {"root": self.options["root"], "artifacts": wanted, "owner": self.owner}
+        arguments = {"root": self.options["root"], "artifacts": wanted, "owner": self.owner, **more}
         return self.action.ask("xinference_store", arguments, self.task_vars)
 
     def _ask_engine(self, images: list[Artifact], complete: set[str]) -> Answer:
+        self.say.doing("images to the engine")
         wanted = [{**_named(image), "complete": image.name in complete} for image in images]
         arguments = {"root": self.options["root"], "images": wanted, "docker_host": self.options["docker_host"]}
         return self.action.ask("xinference_image", arguments, self.task_vars)
@@ -275,7 +330,7 @@ class _Job:
         return {
             "changed": changed,
             "sent_bytes": sent,
-            "hashed_bytes": hashed + self.read,
+            "hashed_bytes": hashed + self.read + (self.reread.hashed_bytes if self.reread else 0),
             "skipped_bytes": max(0, self._size() - sent),
             "deduplicated_bytes": deduplicated(self.artifacts),
             "blobs": blobs,

@@ -105,6 +105,21 @@ options:
         at the same time have this much each.
       - Not kept by the connection plugin, where no stream can be had.
     type: str
+  deep:
+    description:
+      - Has the host read everything again that it has of what it needs, from the disk and over all its processors,
+        whatever the stamps say. What is damaged is removed, named, and sent anew in the same run, and nothing else is.
+      - Directories that had a damaged file get the new one. A server that has the old file open keeps that until it is
+        started again.
+      - Images in the engine, and virtual environments, are not looked at. Neither is the bundle, except for what is
+        sent to repair the host; see O(deep_bundle).
+    type: bool
+    default: false
+  deep_bundle:
+    description:
+      - Reads what the hosts need of the bundle on the controller again, too, once for all hosts.
+    type: bool
+    default: false
   cache_dir:
     description:
       - The directory on the controller for the stamps that make a second verification of the bundle needless.
@@ -177,6 +192,28 @@ transports:
   type: list
   elements: str
   sample: [stream]
+deep:
+  description: What the host read again. In check mode, what it found, and what would be done about it.
+  returned: with O(deep)
+  type: dict
+  contains:
+    files:
+      description: Files that were read.
+      type: int
+    read_bytes:
+      description: Bytes that were read.
+      type: int
+    seconds:
+      description: How long it took.
+      type: float
+    damaged:
+      description: What was damaged; its C(digest), the C(files) that it is, and C(why) it was removed.
+      type: list
+      elements: dict
+    made:
+      description: Directories that were made again, or got new files.
+      type: list
+      elements: str
 images:
   description: What was done about each image, as RV(airgap.xinference.xinference_image#module:images) says it.
   returned: success

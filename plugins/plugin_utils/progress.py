@@ -18,6 +18,8 @@ STEP = 10
 """Percent that make a line worth reading before `LONG` has passed."""
 LONG = 60.0
 """Seconds after which a line is due, however little happened."""
+COUNTED = ("sent_bytes", "skipped_bytes", "deduplicated_bytes", "from_peers_bytes")
+"""The numbers of a result that make sense as a sum over hosts."""
 WINDOW = 10.0
 """Seconds over which the rate is measured: long enough to be steady, short enough to show a line that slows down."""
 
@@ -121,9 +123,9 @@ def totals(numbers: dict[str, Any], seconds: float) -> str:
     """What was done for one host or for many, in the units of people.
 
     `numbers` may have `sent_bytes`, `skipped_bytes` (there already), `deduplicated_bytes` (several artifacts share
-    them, and they count once), `peer_bytes` (got from other hosts).
+    them, and they count once), `from_peers_bytes` (got from other hosts).
     """
-    sent, peers = int(numbers.get("sent_bytes", 0)), int(numbers.get("peer_bytes", 0))
+    sent, peers = int(numbers.get("sent_bytes", 0)), int(numbers.get("from_peers_bytes", 0))
     rate = f" ({size_text((sent + peers) / seconds)}/s)" if seconds > 0 and sent + peers else ""
     words = [f"{size_text(sent)} sent in {duration_text(seconds)}{rate}"]
     words += [f"{size_text(peers)} of other hosts"] if peers else []

@@ -30,7 +30,7 @@ from ansible import constants as C
 from ansible.utils.display import Display
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.sizes import size_text
 
-from .progress import Progress, duration_text, percent, totals
+from .progress import COUNTED, Progress, duration_text, percent, totals
 
 TICK = 0.5
 """Seconds between two drawings."""
@@ -173,18 +173,22 @@ class Screen:
     def watch(self, progress: Progress) -> bool:
         """Show this from now on; False where it has to tell of itself, because there is no terminal."""
         self._progress, self._doing = progress, ""
-        if self._terminal is not None and self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="screen", daemon=True)
-            self._thread.start()
+        self._show()
         return self._terminal is not None
 
     def doing(self, what: str) -> None:
-        """Say what the host is about that has no numbers; empty for nothing in particular."""
+        """Say what the host is about that has no numbers of its own, until something is watched again."""
         self._doing = what
+        self._show()
 
     def count(self, numbers: Mapping[str, Any]) -> None:
         """Give the numbers of this host for the line about all of them."""
-        self._numbers = dict(numbers)
+        self._numbers = {name: numbers[name] for name in COUNTED if name in numbers}
+
+    def _show(self) -> None:
+        if self._terminal is not None and self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="screen", daemon=True)
+            self._thread.start()
 
     @_as_far_as_possible
     def _run(self) -> None:
@@ -304,9 +308,8 @@ def drawing(lines: list[str]) -> str:
 def together(rows: list[dict[str, Any]], now: float) -> str:
     """One line about all hosts of a task, from what each left at its end; empty when nothing was sent to any."""
     known = [row["numbers"] for row in rows if row["numbers"]]
-    names = {name for numbers in known for name in numbers}
-    summed = {name: sum(int(numbers.get(name, 0)) for numbers in known) for name in names}
-    if not summed.get("sent_bytes") and not summed.get("peer_bytes"):
+    summed = {name: sum(int(numbers.get(name, 0)) for numbers in known) for name in COUNTED}
+    if not summed.get("sent_bytes") and not summed.get("from_peers_bytes"):
         return ""
     failed = f"; {len(rows) - len(known)} failed" if len(known) < len(rows) else ""
     seconds = max(0.0, now - min(float(row["began"]) for row in rows))
@@ -321,7 +324,7 @@ def _cells(name: str, one: Standing) -> list[str]:
     if one.rate >= 1 and left > 0:
         time_left = f"{duration_text(left / one.rate)} left"
     else:
-        time_left = "" if left > 0 else "all sent"
+        time_left = "" if left > 0 else "all there, waiting for the host"
     words = "  ".join(filter(None, (time_left, one.doing)))
     sizes = f"{size_text(one.done)} of {size_text(one.total)}"
     rate = f"{size_text(one.rate)}/s" if left > 0 else ""

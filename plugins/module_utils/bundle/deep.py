@@ -109,20 +109,25 @@ def _copies(store: Store, artifacts: Iterable[Artifact]) -> Iterator[File]:
                     yield File(path.relative_to(store.root).as_posix(), status.st_size)
 
 
-def _read(store: Store, path: Path) -> None:
-    """Let the stamp of a file say what is on the disk; one that cannot be read has none afterwards."""
-    store.stamps.forget(path)
-    try:
+def leave_cache(path: str | os.PathLike[str]) -> None:
+    """Have the next reading of a file come from the disk: what the kernel remembers says nothing about that."""
+    with suppress(OSError):
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return
+        try:
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(handle)
+
+
+def _read(store: Store, path: Path) -> None:
+    """Let the stamp of a file say what is on the disk; one that cannot be read, or is no file, has none afterwards."""
+    store.stamps.forget(path)
+    leave_cache(path)
     try:
-        # What the kernel remembers of the file says nothing about the disk.
-        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-        if stat.S_ISREG(os.fstat(handle).st_mode):
+        if stat.S_ISREG(path.lstat().st_mode):
             store.stamps.digest_of(path)
+    except FileNotFoundError:
+        return
     except OSError as error:
         if error.errno not in UNREADABLE:
             raise
-    finally:
-        os.close(handle)

@@ -119,7 +119,7 @@ def test_nothing_of_nothing_is_everything():
             "90.0 MiB sent in 2.0 s (45.0 MiB/s), 0 B were there already",
         ),
         (
-            {"sent_bytes": MIB, "peer_bytes": 3 * MIB, "skipped_bytes": 5 * MIB, "deduplicated_bytes": MIB},
+            {"sent_bytes": MIB, "from_peers_bytes": 3 * MIB, "skipped_bytes": 5 * MIB, "deduplicated_bytes": MIB},
             4,
             "1.0 MiB sent in 4.0 s (1.0 MiB/s), 3.0 MiB of other hosts, 5.0 MiB were there already, "
             "1.0 MiB saved as they occur more than once",

@@ -125,7 +125,9 @@ def test_a_host_without_numbers_says_what_it_does():
 
 
 def test_what_has_arrived_is_said_to_have():
-    assert block([standing("gpu-1", 9, 9, rate=3.0)], 1, 80, 24) == ["gpu-1  100 %  9 B of 9 B  all sent"]
+    assert block([standing("gpu-1", 9, 9, rate=3.0)], 1, 80, 24) == [
+        "gpu-1  100 %  9 B of 9 B  all there, waiting for the host"
+    ]
 
 
 def test_no_line_is_wider_than_the_terminal_and_nothing_moves_the_cursor():
@@ -376,7 +378,7 @@ def test_the_last_host_tells_about_all_of_them(tmp_path: Path) -> None:
     recorder = Recorder()
     for host, sent in (("gpu-1", 5), ("gpu-2", 7)):
         with Screen(host, recorder, tmp_path, None, 2) as one:
-            one.count({"sent_bytes": sent * MIB, "skipped_bytes": MIB})
+            one.count({"sent_bytes": sent * MIB, "skipped_bytes": MIB, "msg": "words", "images": []})
     assert len(recorder.written) == 1
     assert recorder.written[0][0].startswith("together, 2 hosts: 12.0 MiB sent in ")
     assert recorder.written[0][0].endswith(", 2.0 MiB were there already")
