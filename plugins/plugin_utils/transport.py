@@ -38,6 +38,8 @@ from .ssh import SshCommand
 RECEIVER = "bundle.receive"
 REFUSALS = 5
 """How often a host may ask for the same blob again before it is not believed any more."""
+WORTH_A_CONNECTION = 32 * 1024 * 1024
+"""Bytes from which on an SSH connection is made for them, where another one stands already."""
 TICK = 0.5
 """Seconds after which a quiet transfer is looked at."""
 SSH_FAILED = 255
@@ -222,8 +224,9 @@ class Stream:
         work = Work(steps)
         lines: list[_Line] = []
         try:
-            lines.append(self._first_line())
-            lines += self._more_lines(lines[0].token, steps)
+            first, launcher = self._first_line(sum(step.travels for step in steps))
+            lines.append(first)
+            lines += self._more_lines(launcher, first.token, steps)
             for line in lines:
                 line.feeder = Feeder(line.process.stdin, work, self._bundle, self._limit, progress, tally)
                 line.feeder.start()
@@ -256,32 +259,33 @@ class Stream:
             if work.done:
                 work.finish()
 
-    def _first_line(self) -> _Line:
-        """A receiver that is ready, reached in the best way that works. Raises TransportError."""
+    def _first_line(self, size: int) -> tuple[_Line, Launcher]:
+        """A receiver that is ready for so many bytes, reached in the best way that works. Raises TransportError."""
         problem = NotStarted("there is no way to run a process there")
-        for place, launcher in enumerate(self._launchers):
+        failed = []
+        # A connection of its own is faster, and takes longer to be there than little takes to be sent.
+        for launcher in sorted(self._launchers, key=lambda way: way.own != (size >= WORTH_A_CONNECTION)):
             try:
                 line = self._line(launcher, None)
             except NotStarted as error:
                 problem = error
+                failed.append(launcher)
                 if error.status != SSH_FAILED:
                     break
             else:
-                del self._launchers[:place]
-                return line
+                self._launchers = [way for way in self._launchers if way not in failed]
+                return line, launcher
         if problem.status == SSH_FAILED:
             raise TransportError(str(problem)) from problem
         raise Unusable(f"the receiver cannot be run: {problem}") from problem
 
-    def _more_lines(self, token: str, steps: list[Step]) -> list[_Line]:
+    def _more_lines(self, launcher: Launcher, token: str, steps: list[Step]) -> list[_Line]:
         """As many further connections as are wanted and of use; those that cannot be had are done without."""
         lines: list[_Line] = []
-        useful = min(self._session.streams, sum(step.travels >= SMALL for step in steps))
-        if not self._launchers[0].own:
-            return lines
+        useful = min(self._session.streams, sum(step.travels >= SMALL for step in steps)) if launcher.own else 1
         for number in range(2, useful + 1):
             try:
-                lines.append(self._line(self._launchers[0], token))
+                lines.append(self._line(launcher, token))
             except (NotStarted, TransportError) as error:
                 self._tell(f"stream {number} of {useful} cannot be had ({error}); going on without")
                 break

@@ -158,7 +158,20 @@ def test_a_host_without_a_fitting_python_has_no_streams(site):
         site.send(interpreter=old)
 
 
-def test_the_second_way_is_tried_when_the_first_does_not_connect(site):
+def test_little_goes_over_the_connection_that_stands_and_much_over_its_own(site, monkeypatch):
+    def way(name, own):
+        script = site.script(name, f'echo {name} >> {site.place}/used; shift; exec /bin/sh -c "$1"')
+        return Launcher((script, "-c"), own=own)
+
+    ways = [way("own", True), way("shared", False)]
+    site.send(ways=ways)
+    monkeypatch.setattr(transport_module, "WORTH_A_CONNECTION", 1000)
+    site.send(ways=ways)
+    assert (site.place / "used").read_text().split() == ["shared", "own"]
+
+
+def test_the_second_way_is_tried_when_the_first_does_not_connect(site, monkeypatch):
+    monkeypatch.setattr(transport_module, "WORTH_A_CONNECTION", 0)
     broken = Launcher((site.script("ssh", "echo no route to host >&2; exit 255"),))
     ways = [broken, SHELL]
     stream = site.stream(ways)
@@ -186,6 +199,7 @@ def test_a_host_that_says_what_makes_no_sense_is_not_believed(site):
 
 def test_several_streams_share_the_work_and_the_session(site, monkeypatch):
     monkeypatch.setattr(transport_module, "SMALL", 1000)
+    monkeypatch.setattr(transport_module, "WORTH_A_CONNECTION", 1000)
     counter = site.script("count", f'echo x >> {site.place}/started; exec {shlex.quote(sys.executable)} "$@"')
     way = Launcher(("/bin/sh", "-c"), own=True)
     site.send(ways=[way], interpreter=counter, streams=3)
