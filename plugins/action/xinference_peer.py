@@ -50,7 +50,7 @@ class ActionModule(ActionBase):
         result.update(answer)
         if answer.get("port") and not self._task.check_mode:
             notes.peer(host, answer["address"], answer["port"], answer["has"])
-        elif answer.get("msg") and not answer.get("failed"):
+        elif answer.get("msg"):
             display.warning(f"{host} does not pass blobs on: {answer['msg']}")
         return result
 

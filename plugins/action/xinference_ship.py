@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible import constants as C
+from ansible import context
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import Artifact, Bundle, BundleError
@@ -22,6 +23,8 @@ from ansible_collections.airgap.xinference.plugins.plugin_utils.bundles import (
     select,
     verified,
 )
+from ansible_collections.airgap.xinference.plugins.plugin_utils.fanout import Source
+from ansible_collections.airgap.xinference.plugins.plugin_utils.fleet import Fleet, refusal_text, refusals
 from ansible_collections.airgap.xinference.plugins.plugin_utils.host_process import Launcher
 from ansible_collections.airgap.xinference.plugins.plugin_utils.images import Images, bare, load, with_layers
 from ansible_collections.airgap.xinference.plugins.plugin_utils.rereading import Reread, read_again, rows, told
@@ -57,6 +60,8 @@ ARGUMENTS = {
     "wait": {"type": "int", "default": 120},
     "streams": {"type": "int", "default": 1},
     "rate_limit": {"type": "bytes"},
+    "defer": {"type": "bool", "default": False},
+    "together": {"type": "list", "elements": "str", "default": []},
     "deep": {"type": "bool", "default": False},
     "deep_bundle": {"type": "bool", "default": False},
 }
@@ -87,7 +92,7 @@ class ActionModule(ActionBase):
                 )
             with screen(host, self._task._uuid, task_vars) as say:
                 job = _Job(self, bundle, chosen.artifacts, options, host, task_vars, say)
-                result.update(job.rehearse() if self._task.check_mode else job.do())
+                result.update(job.rehearse() if self._task.check_mode else job.do_or_wait())
                 say.count(result)
         except (BundleError, ShippingError, OSError) as error:
             raise AnsibleActionFail(f"{host}: {error}", result=getattr(error, "details", {})) from error
@@ -133,6 +138,14 @@ class ActionModule(ActionBase):
             )
 
 
+class _Waiting(Exception):
+    """Something has to be sent, and is not to be sent yet; `answer` is what the host said."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__()
+        self.answer = answer
+
+
 class _Job:
     """What is to be shipped to one host, in two steps: everything but the layers of images, then what the engine lacks.
 
@@ -157,6 +170,8 @@ class _Job:
         self.parts: list[Artifact] = []
         self.transports: list[Transport] = []
         self.images = [artifact for artifact in artifacts if artifact.kind == IMAGES]
+        forks = int(context.CLIARGS.get("forks") or C.DEFAULT_FORKS)
+        self.fleet = Fleet(host, options["together"], forks)
         self.reread: Reread | None = None
 
     def rehearse(self) -> dict[str, Any]:
@@ -169,13 +184,7 @@ class _Job:
             made = [*answer["made"], *self.reread.made]
             answer = {**answer, "missing": {**answer["missing"], **self.reread.missing}, "made": made}
             answer["changed"] = answer["changed"] or bool(answer["missing"] or made)
-        libraries = [part for part in parts if (part.kind, part.name) == LIBRARIES]
-        known = [image for image in self.images if not missing_blobs([*libraries, bare(image)], answer)]
-        images = load(known, self._ask_engine, lambda _missing: None, self.say, True) if known else Images()
-        for image in self.images:
-            if image not in known:
-                images.changed = True
-                images.missing.update({layer.digest: layer.size for layer in image.layers})
+        images = self._ask_for_layers(parts, answer)
         parts = [with_layers(artifact, images.missing) for artifact in self.artifacts]
         answer = {**answer, "missing": {**answer["missing"], **images.missing}}
         return {
@@ -185,6 +194,24 @@ class _Job:
             "images": images.rows,
             **self._deep(answer["made"]),
         }
+
+    def do_or_wait(self) -> dict[str, Any]:
+        """Ship, or say what is missing when that is not to be sent yet."""
+        try:
+            result = self.do()
+        except _Waiting as waiting:
+            return self._wait(waiting.answer)
+        if self.options["defer"]:
+            self.fleet.complete()
+        return {**result, "waiting": False}
+
+    def _wait(self, answer: Answer) -> dict[str, Any]:
+        """Note down what is missing for those who ship to several hosts at once."""
+        missing = missing_blobs(self.parts, answer)
+        if not any(part.layers for part in self.parts if part.kind == IMAGES):
+            missing.update(self._ask_for_layers(self.parts, answer).missing)
+        self.fleet.wait(missing, {layer.digest for image in self.images for layer in image.layers})
+        return {**self._numbers(False, 0, answer["hashed_bytes"], answer["blobs"]), "waiting": True, "artifacts": {}}
 
     def do(self) -> dict[str, Any]:
         """Ship, and return what was sent."""
@@ -206,6 +233,9 @@ class _Job:
         result = {
             **self._numbers(total.changed or images.changed, total.sent_bytes, total.hashed_bytes, total.blobs),
             "transports": total.transports,
+            "from_peers_bytes": total.from_peers_bytes,
+            "peers": total.peers,
+            "refused": refusals(total.refused),
             "artifacts": total.answer["artifacts"],
             "images": images.rows,
             "msg": summary(total, self._size(), time.monotonic() - self.began - images.seconds),
@@ -216,6 +246,9 @@ class _Job:
             result["msg"] = "; ".join([told(self.reread, self.artifacts, True), *([result["msg"]] * total.changed)])
         if total.changed or self.reread:
             self.say(result["msg"])
+        result["skipped_bytes"] = max(0, result["skipped_bytes"] - total.from_peers_bytes)
+        if total.refused:
+            self._tell(refusal_text(total.refused))
         if self.action._task.diff:
             result["diff"] = describe(self.bundle, self.artifacts, total.first, self.options["root"])
         return result
@@ -260,9 +293,23 @@ class _Job:
             }
         }
 
+    def _ask_for_layers(self, parts: list[Artifact], answer: Answer) -> Images:
+        """What the engine lacks. An image the host cannot ask its engine for yet counts with all its layers."""
+        libraries = [part for part in parts if (part.kind, part.name) == LIBRARIES]
+        known = [image for image in self.images if not missing_blobs([*libraries, bare(image)], answer)]
+        images = load(known, self._ask_engine, lambda _missing: None, self.say, True) if known else Images()
+        for image in self.images:
+            if image not in known:
+                images.changed = True
+                images.missing.update({layer.digest: layer.size for layer in image.layers})
+        return images
+
     def _connect(self, answer: Answer) -> list[Transport]:
         """The transports to this host; one that was found to be of no use stays away."""
+        if self.options["defer"]:
+            raise _Waiting(answer)
         if not self.transports:
+            sources: dict[str, list[Source]] = self.fleet.sources()
             connection, receive = self.action._connection, answer["receive"]
             ways = self.action.launchers(receive["aes"])
             if ways:
@@ -271,9 +318,11 @@ class _Job:
                     self.options["wait"],
                     self.options["streams"],
                     self.options["rate_limit"],
+                    self.fleet.credential() if sources else None,
                 )
                 interpreter = self.action.interpreter(self.task_vars)
-                self.transports.append(Stream(ways, interpreter, self.bundle, session, self._tell, self._names()))
+                stream = Stream(ways, interpreter, self.bundle, session, self._tell, self._names(), sources)
+                self.transports.append(stream)
             elif connection.become is not None and connection.become.require_tty:
                 self._tell(f"the become method {connection.become.name} needs a terminal; sending with put_file")
             path, temporary = receive["path"], C.DEFAULT_LOCAL_TMP

@@ -105,6 +105,21 @@ options:
         at the same time have this much each.
       - Not kept by the connection plugin, where no stream can be had.
     type: str
+  together:
+    description:
+      - Inventory names of hosts that are shipped to at the same time, this one among them, in the order in which they
+        are. What one of them has, or is getting, the others take from it instead of the controller, as far as
+        M(airgap.xinference.xinference_peer) runs there and each of them was asked with O(defer) what it lacks.
+      - The role P(airgap.xinference.xinference_ship#role) does all three steps.
+    type: list
+    elements: str
+    default: []
+  defer:
+    description:
+      - Do all that can be done without sending anything. When something has to be sent, note down on the controller
+        what it is, for the task with O(together) that follows, and return RV(waiting).
+    type: bool
+    default: false
   deep:
     description:
       - Has the host read everything again that it has of what it needs, from the disk and over all its processors,
@@ -156,6 +171,30 @@ sent_bytes:
   returned: success
   type: int
   sample: 93323264
+from_peers_bytes:
+  description: Bytes of blobs that came from other hosts.
+  returned: success, and not in check mode
+  type: int
+  sample: 0
+peers:
+  description: The hosts that gave this one blobs.
+  returned: success, and not in check mode
+  type: list
+  elements: str
+  sample: []
+refused:
+  description:
+    - Why blobs came from the controller although other hosts were to give them. C(why) names the hosts, also one that
+      gave wrong bytes; C(blobs) is how many there were.
+  returned: success, and not in check mode
+  type: list
+  elements: dict
+  sample: []
+waiting:
+  description: Whether something has to be sent that was not sent because of O(defer).
+  returned: success, and not in check mode
+  type: bool
+  sample: false
 skipped_bytes:
   description: Bytes of wanted blobs that were there already.
   returned: success

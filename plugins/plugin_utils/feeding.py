@@ -13,19 +13,21 @@ import os
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
-from typing import Iterable
+from dataclasses import dataclass, field
+from typing import Iterable, Mapping, Sequence
 
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.frames import (
     Alive,
     Blob,
     Command,
     End,
+    Fetch,
     command_line,
 )
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import Bundle
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.transfer import RESUME, SEND, Step
 
+from .fanout import Source
 from .progress import Progress
 
 PIECE = 1024 * 1024
@@ -43,6 +45,12 @@ class Tally:
     """Bytes the host read to verify them."""
     blobs: int = 0
     """Blobs the host verified and took in."""
+    from_peers_bytes: int = field(default=0, kw_only=True)
+    """Bytes the host got from other hosts."""
+    peers: list[str] = field(default_factory=list, kw_only=True)
+    """The hosts that gave it blobs."""
+    refused: dict[str, int] = field(default_factory=dict, kw_only=True)
+    """Why blobs came from the controller although other hosts were to give them, and how many."""
 
 
 class RateLimit:
@@ -69,9 +77,12 @@ class RateLimit:
 class Work:
     """The blobs of one transfer: those to be sent, and those the host has not answered for yet. For many threads."""
 
-    def __init__(self, steps: Iterable[Step]) -> None:
-        # The largest first: the others are on their way while these are hashed, and the last one is done at once.
-        self._steps = deque(sorted(steps, key=lambda step: (-step.travels, step.digest)))
+    def __init__(self, steps: Iterable[Step], sources: Mapping[str, Sequence[Source]] | None = None) -> None:
+        self._sources = dict(sources or {})
+        # The largest first: the others are on their way while these are hashed, and the last one is done at once. But
+        # before all what the host is to fetch itself, so that it begins with that.
+        ordered = sorted(steps, key=lambda step: (step.digest not in self._sources, -step.travels, step.digest))
+        self._steps = deque(ordered)
         self._waiting = {step.digest: step for step in self._steps}
         self._changed = threading.Condition()
         self._finished = self._stopped = False
@@ -98,14 +109,20 @@ class Work:
             self._changed.wait_for(lambda: self._steps or self.over, seconds)
             return self._steps.popleft() if self._steps and not self.over else None
 
+    def elsewhere(self, digest: str) -> Sequence[Source]:
+        """The hosts from which this blob is to be fetched; none when it is sent from here."""
+        with self._changed:
+            return self._sources.get(digest, ())
+
     def answered(self, digest: str) -> None:
         """The host has this blob."""
         with self._changed:
             self._waiting.pop(digest, None)
 
     def again(self, digest: str, offset: int) -> Step | None:
-        """This blob has to be sent, from `offset` on; None when nobody wants it."""
+        """This blob has to be sent from here, from `offset` on; None when nobody wants it."""
         with self._changed:
+            self._sources.pop(digest, None)
             before = self._waiting.get(digest)
             if before is None or not 0 <= offset <= before.size:
                 return None
@@ -162,6 +179,11 @@ class Feeder(threading.Thread):
             self.problem = error
 
     def _send(self, step: Step) -> None:
+        sources = self._work.elsewhere(step.digest)
+        if sources:
+            places = tuple((source.address, source.port) for source in sources)
+            say(self._pipe, Fetch(step.digest, step.size, step.offset, places))
+            return
         path = self._bundle.blob_path(step.digest)
         with path.open("rb", buffering=0) as blob:
             say(self._pipe, Blob(step.digest, step.size, step.offset))

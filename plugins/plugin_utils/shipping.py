@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, Callable
+from typing import Any, Callable, Iterable
 
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import Artifact, Bundle
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.sizes import size_text
@@ -128,20 +128,33 @@ def together(shipments: list[Shipment]) -> Shipment:
         sent_bytes=sum(shipment.sent_bytes for shipment in shipments),
         hashed_bytes=sum(shipment.hashed_bytes for shipment in shipments),
         blobs=sum(shipment.blobs for shipment in shipments),
+        from_peers_bytes=sum(shipment.from_peers_bytes for shipment in shipments),
+        peers=list(dict.fromkeys(name for shipment in shipments for name in shipment.peers)),
+        refused=_added(shipment.refused for shipment in shipments),
         changed=any(shipment.changed for shipment in shipments),
         transports=list(dict.fromkeys(name for shipment in shipments for name in shipment.transports)),
     )
+
+
+def _added(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for each in counts:
+        for name, count in each.items():
+            total[name] = total.get(name, 0) + count
+    return total
 
 
 def summary(shipment: Shipment, total: int, seconds: float) -> str:
     """One line of totals."""
     if not shipment.changed:
         return f"{size_text(total)} are there already; nothing was sent or read"
-    rate = f" ({size_text(shipment.sent_bytes / seconds)}/s)" if seconds > 0 and shipment.sent_bytes else ""
+    came = shipment.sent_bytes + shipment.from_peers_bytes
+    rate = f" ({size_text(came / seconds)}/s)" if seconds > 0 and came else ""
     way = f" by {' and '.join(shipment.transports)}" if shipment.transports else ""
+    peers = f" and {size_text(shipment.from_peers_bytes)} got from other hosts" if shipment.from_peers_bytes else ""
     return (
-        f"{shipment.blobs} blobs: {size_text(shipment.sent_bytes)} sent{way} in {duration_text(seconds)}{rate}, "
-        f"{size_text(max(0, total - shipment.sent_bytes))} were there already"
+        f"{shipment.blobs} blobs: {size_text(shipment.sent_bytes)} sent{way}{peers} in {duration_text(seconds)}{rate}, "
+        f"{size_text(max(0, total - came))} were there already"
     )
 
 

@@ -19,7 +19,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Mapping, Protocol
+from typing import Any, Callable, Mapping, Protocol, Sequence
 
 from ansible.errors import AnsibleError
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle import frames
@@ -29,7 +29,9 @@ from ansible_collections.airgap.xinference.plugins.module_utils.bundle.sizes imp
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.store import PACK_PREFIX
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.transfer import SMALL, Step, batches
 
+from .fanout import Source
 from .feeding import KEEP_ALIVE, Feeder, RateLimit, Tally, Work, say, write
+from .fetched import Fetched
 from .host_process import START_SECONDS, HostProcess, Launcher, NotStarted, ready
 from .program import command, program
 from .progress import Progress
@@ -194,6 +196,7 @@ class Stream:
     """Frames to a receiver on the host, which runs as the owner of the store, appends, verifies and takes in.
 
     `launchers` are ways to get a process on the host, best first. `names` calls blobs by names that people know.
+    `sources` are hosts from which this one fetches blobs itself; what none of them gives it is sent.
     """
 
     name = "stream"
@@ -207,6 +210,7 @@ class Stream:
         session: Session,
         tell: Callable[[str], None] = lambda _line: None,
         names: Mapping[str, str] | None = None,
+        sources: Mapping[str, Sequence[Source]] | None = None,
     ) -> None:
         self._launchers = launchers
         self._command = command(interpreter)
@@ -215,13 +219,14 @@ class Stream:
         self._limit = RateLimit(session.rate_limit)
         self._tell = tell
         self._names = names or {}
+        self._sources = sources or {}
         self._parent = os.getppid()
 
     def send(self, steps: list[Step], progress: Progress, tally: Tally) -> None:
         """Send the part of each blob that the host lacks; when this returns, the host has verified all of them."""
         if not steps:
             return
-        work = Work(steps)
+        work = Work(steps, self._sources)
         lines: list[_Line] = []
         try:
             first, launcher = self._first_line(sum(step.travels for step in steps))
@@ -230,16 +235,15 @@ class Stream:
             for line in lines:
                 line.feeder = Feeder(line.process.stdin, work, self._bundle, self._limit, progress, tally)
                 line.feeder.start()
-            self._attend(lines, work, progress, tally)
+            self._attend(lines, _Judge(work, progress, tally, self._names, Fetched(steps, self._sources)))
         finally:
             work.stop()
             progress.hashing(None)
             for line in lines:
                 _put_away(line)
 
-    def _attend(self, lines: list[_Line], work: Work, progress: Progress, tally: Tally) -> None:
+    def _attend(self, lines: list[_Line], judge: _Judge) -> None:
         """Listen to the receivers until each said that it is done."""
-        judge = _Judge(work, progress, tally, self._names)
         while any(line.done is None for line in lines):
             speakers = {handle: line for line in lines for handle in line.process.readable()}
             for handle in ready(speakers, TICK):
@@ -256,8 +260,7 @@ class Stream:
                     raise TransportError(f"the connection to the receiver broke: {line.lost()}")
             if os.getppid() != self._parent:
                 raise Hopeless("ansible-playbook has ended; nothing more is sent")
-            if work.done:
-                work.finish()
+            judge.conclude()
 
     def _first_line(self, size: int) -> tuple[_Line, Launcher]:
         """A receiver that is ready for so many bytes, reached in the best way that works. Raises TransportError."""
@@ -339,19 +342,26 @@ class Stream:
 class _Judge:
     """Draws the conclusions from what receivers say about blobs."""
 
-    def __init__(self, work: Work, progress: Progress, tally: Tally, names: Mapping[str, str]) -> None:
+    def __init__(
+        self, work: Work, progress: Progress, tally: Tally, names: Mapping[str, str], fetched: Fetched
+    ) -> None:
         self._work, self._progress, self._tally, self._names = work, progress, tally, names
+        self._fetched = fetched
         self._damaged: set[str] = set()
         self._refused: dict[str, int] = {}
 
     def hear(self, kind: str, frame: Mapping[str, Any]) -> None:
         """Note one answer, and have sent again what needs it. Raises TransportError."""
         if kind == frames.VERIFIED:
+            self._count(frame[frames.VERIFIED], frame["size"])
+            self._fetched.given(frame[frames.VERIFIED], str(frame.get("source", "")), self._tally)
             self._work.answered(frame[frames.VERIFIED])
             if frame.get("source") != frames.STORE:
                 self._tally.blobs += 1
                 self._tally.hashed_bytes += frame["size"]
         elif kind == frames.GOT:
+            for digest, count in frame[frames.GOT].items():
+                self._count(digest, count)
             digest = frame.get("hashing")
             self._progress.hashing(self._names.get(digest, digest[:19]) if isinstance(digest, str) else None)
         elif kind == frames.DAMAGED:
@@ -365,14 +375,29 @@ class _Judge:
             self._refused[digest] = self._refused.get(digest, 0) + 1
             if self._refused[digest] > REFUSALS:
                 raise TransportError(f"the host does not take {digest}: {frame['why']}")
-            self._again(digest, frame["offset"])
+            self._count(digest, frame["offset"])
+            more = self._fetched.refused(digest, frame["offset"], frame["why"], self._tally)
+            self._again(digest, frame["offset"], more)
         elif kind == frames.FAILED:
             raise _failure(frame)
 
-    def _again(self, digest: str, offset: int) -> None:
+    def conclude(self) -> None:
+        """When the host has answered for every blob, there is nothing more to send."""
+        if self._work.done:
+            self._work.finish()
+
+    def _count(self, digest: str, reached: int) -> None:
+        """Of a blob that it fetches, the host has this many bytes."""
+        count = self._fetched.more(digest, reached)
+        if count:
+            self._tally.from_peers_bytes += count
+            self._progress.add(count)
+
+    def _again(self, digest: str, offset: int, more: int | None = None) -> None:
+        """Have a blob sent from `offset` on; `more` are the bytes that were not counted on, all of them by default."""
         step = self._work.again(digest, offset)
         if step is not None:
-            self._progress.total += step.travels
+            self._progress.total += step.travels if more is None else more
 
 
 def damaged_twice(reasons: Mapping[str, str]) -> str:
