@@ -6,15 +6,22 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, Iterator, List
 
 import pytest
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.engine import Engine
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.images import EngineImage, ImageRequest
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.ingest import Request, write_bundle
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import Bundle
-from sites import REPOSITORY, Site, make_bundle, make_model
+from engines import PrivateEngine, tar_of
+from sites import REPOSITORY, Site, make_bundle, make_model, make_wheel
 
 WEIGHTS = 3 * 1024 * 1024
 
@@ -33,6 +40,11 @@ class Host(Site):
         venv = self.root / "venvs" / shipped["artifacts"]["wheels"]["server"]["digest"][7:19]
         venv.mkdir(parents=True, exist_ok=True)
         (venv / ".complete").write_text("{}")
+        self.put_in_force(str(venv), number)
+        return bundle
+
+    def put_in_force(self, venv: str, number: int) -> None:
+        """Make a release that runs from an environment, and that is not like any other."""
         service = {
             "command": [f"{venv}/bin/python", "serve"],
             "environment": {"VERSION": str(number)},
@@ -41,7 +53,6 @@ class Host(Site):
             "port": 9,
         }
         self.done("xinference_release", {"root": str(self.root), "service": service})
-        return bundle
 
     def ship(self, bundle: Path, **options: Any) -> Dict[str, Any]:
         models = [{"model_uid": "m", "source": {"path": "m"}}]
@@ -121,3 +132,63 @@ def test_nothing_goes_while_another_controller_ships_or_when_too_few_are_to_stay
         result = host.run("xinference_cleanup", {"root": str(host.root), "wait": 0})
         process.kill()
     assert result["failed"] and "ctl-9" in result["msg"]
+
+
+# --- with a Docker Engine ---------------------------------------------------------------------------------------------
+
+MEBIBYTE = 1024 * 1024
+IMAGES = [f"airgap.test/server:{version}" for version in (1, 2, 3)]
+
+
+@pytest.fixture
+def engine() -> Iterator[PrivateEngine]:
+    """An engine that builds the images first, and is that of the host then."""
+    if os.geteuid() != 0 or not shutil.which("dockerd"):
+        pytest.skip("a Docker Engine of our own needs dockerd and root")
+    engine = PrivateEngine().start()
+    yield engine
+    engine.stop()
+
+
+def test_images_go_with_the_releases_that_named_them(engine: PrivateEngine, host: Host) -> None:
+    source = random.Random(4)
+    base = {"program": source.randbytes(8 * MEBIBYTE)}
+    engine.make_image(IMAGES[0], base, {"one": source.randbytes(2 * MEBIBYTE)})
+    for number, reference in enumerate(IMAGES[1:]):
+        engine.docker("tag", IMAGES[0], reference)
+        container = engine.docker("create", reference)
+        engine.docker("cp", "-", f"{container}:/", content=tar_of({f"{number}": source.randbytes(MEBIBYTE)}))
+        engine.docker("commit", container, reference)
+        engine.docker("rm", container)
+    make_wheel(host.place / "wheels", "kindly")
+    origin = Engine(engine.address)
+    images = [ImageRequest(name, EngineImage(origin, name)) for name in IMAGES]
+    write_bundle(host.place / "bundle", [Request("wheels", "host", str(host.place / "wheels"))], images=images)
+    engine.docker("image", "rm", *IMAGES)
+    engine.make_image("somebody/else:1", {"program": b"theirs"})
+
+    root, bundle = str(host.root), str(host.place / "bundle")
+    for number, reference in enumerate(IMAGES):
+        options = {"bundle": bundle, "root": root, "backend": "docker", "images": [reference]}
+        shipped = host.done("xinference_ship", {**options, "docker_host": engine.address})
+        assert shipped["images"][0]["action"] == "load"
+        host.put_in_force(f"{root}/venvs/none", number)
+
+    ask = {"root": root, "keep_releases": 2, "docker_host": engine.address}
+    container = engine.docker("create", IMAGES[0])
+    result = host.done("xinference_cleanup", ask, "--check")
+    assert f"the image {IMAGES[0]} stays: a container uses it" in result["notes"]
+    assert [row["what"] for row in result["removed"]] == ["release", "blobs"]
+    engine.docker("rm", container)
+
+    result = host.done("xinference_cleanup", ask)
+    (image,) = [row for row in result["removed"] if row["what"] == "image"]
+    # Its lower layers are those of the others, too.
+    assert image["name"] == IMAGES[0] and image["bytes"] == 0
+    assert not engine.image(IMAGES[0]) and engine.image(IMAGES[1]) and engine.image(IMAGES[2])
+    assert engine.image("somebody/else:1")
+    assert host.done("xinference_cleanup", ask)["changed"] is False
+
+    # What went comes back; what was there before anybody shipped is not ours to remove.
+    options = {"bundle": bundle, "root": root, "backend": "docker", "images": IMAGES[:1]}
+    assert host.done("xinference_ship", {**options, "docker_host": engine.address})["images"][0]["action"] == "load"
