@@ -122,7 +122,7 @@ def verified(
         for digest in doubted:
             stamps.forget(bundle.blob_path(digest))
             leave_cache(bundle.blob_path(digest))
-        unknown = [size for digest, size in part.blobs.items() if stamps.vouches(bundle.blob_path(digest)) != digest]
+        unknown = list(part.unvouched(stamps).values())
         if not unknown:
             return [], 0
         progress = Progress(f"verifying {bundle.root}", sum(unknown), say)

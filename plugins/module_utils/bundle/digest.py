@@ -15,10 +15,11 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 import threading
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Callable, Iterable, Iterator
 
 ALGORITHM = "sha256"
 CHUNK = 4 * 1024 * 1024
@@ -148,6 +149,27 @@ class Stamps:
             return None
         return str(known[3]) if known[:3] == facts else None
 
+    def sound(self, directory: str | os.PathLike[str], digests: Iterable[str]) -> set[str]:
+        """Those of some blobs that lie in `directory` under their hex digits, as regular files, as they were.
+
+        The same as `vouches`, for tens of thousands of files and without following a link.
+        """
+        place = os.path.join(_key(directory), "")  # noqa: PTH118
+        found = set()
+        with self._lock:
+            for digest in digests:
+                key = place + digest[len(ALGORITHM) + 1 :]
+                known = self._known.get(key)
+                if known is None or known[3] != digest:
+                    continue
+                try:
+                    status = os.lstat(key)
+                except OSError:
+                    continue
+                if known[:3] == [status.st_size, status.st_mtime_ns, status.st_ino] and stat.S_ISREG(status.st_mode):
+                    found.add(digest)
+        return found
+
     def record(self, path: str | os.PathLike[str], digest: str, facts: list[int] | None = None) -> None:
         """Remember that `path`, as it is now (or as `facts` says it was), has `digest`."""
         key = _key(path)
@@ -189,21 +211,21 @@ class Stamps:
     def save(self, changes: dict[str, list[object] | None] | None = None) -> None:
         """Write the stamps of files that still exist, with all changes or with these.
 
-        Without changes or without a path this does nothing. What another process saved since these stamps were read is
-        kept; the caller sees to it that two do not save at once.
+        Without changes (files that are gone are none) or without a path this does nothing. What another process saved
+        since these stamps were read is kept; the caller sees to it that two do not save at once.
         """
         if self.path is None:
             return
         own = self.changes() if changes is None else changes
         with self._lock:
-            if not own and all(os.path.lexists(key) for key in self._known):
+            if not own:
                 return
             known = {**_load(self.path), **own}
             kept = {key: entry for key, entry in known.items() if entry is not None and os.path.lexists(key)}
             self._own = {key: entry for key, entry in self._own.items() if key not in own or own[key] != entry}
             self._known = {**kept, **{key: entry for key, entry in self._own.items() if entry is not None}}
             content = {"format": self.FORMAT, "files": dict(sorted(kept.items()))}
-        write_atomically(self.path, json.dumps(content, indent=0, separators=(",", ":")).encode() + b"\n")
+        write_atomically(self.path, json.dumps(content, separators=(",", ":")).encode() + b"\n")
 
 
 def _key(path: str | os.PathLike[str]) -> str:

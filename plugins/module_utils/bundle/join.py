@@ -220,9 +220,8 @@ class _Joiner:
 
     def _look(self, is_sound: Callable[[Path, str], bool]) -> None:
         """Find out what is there already. Raises BundleError when what the set builds on is not."""
-        here = list(self._files(self._root, self._wanted))
-        self._there = {digest for digest, path in here if self._stamps.vouches(path) == digest}
-        unknown = [item for item in here if item[0] not in self._there]
+        self._there = self._stamps.sound(self._root / "blobs" / "sha256", self._wanted)
+        unknown = list(self._files(self._root, (digest for digest in self._wanted if digest not in self._there)))
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
             sound = pool.map(lambda item: is_sound(item[1], item[0]), unknown)
             self._there.update(digest for (digest, _path), good in zip(unknown, sound) if good)

@@ -70,7 +70,8 @@ _KIND = re.compile(r"[a-z][a-z0-9]{0,31}\Z")
 _NAME = re.compile(r"[A-Za-z0-9]+(?:[._+-]+[A-Za-z0-9]+)*\Z")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 """What a terminal obeys or no file name can have."""
-_DEVICE = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])\Z|[A-Za-z]:", re.IGNORECASE)
+_NO_COMPONENT = re.compile(r"(?:\A|/)\.{0,2}(?:/|\Z)")
+_DEVICE = re.compile(r"(?:\A|/)(?:(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:/|\Z)|[a-z]:)", re.IGNORECASE)
 """Names that mean a device or a drive on systems that disks and sticks also go to."""
 
 
@@ -150,14 +151,13 @@ def path_problem(path: object) -> str | None:
         return f"path {shown(path)} is longer than {MAX_PATH} bytes"
     if path.startswith("/") or "\\" in path or _CONTROL.search(path):
         return f"path {shown(path)} is absolute or has a backslash or control character"
-    parts = path.split("/")
-    if len(parts) > MAX_DEPTH:
+    if path.count("/") >= MAX_DEPTH:
         return f"path {shown(path)} has more than {MAX_DEPTH} components"
-    if any(part in ("", ".", "..") for part in parts):
+    if _NO_COMPONENT.search(path):
         return f"path {shown(path)} has an empty, `.` or `..` component"
-    if any(_DEVICE.match(part) for part in parts):
+    if _DEVICE.search(path):
         return f"path {shown(path)} has the name of a device as component"
-    if length > MAX_COMPONENT and any(len(part.encode("utf-8")) > MAX_COMPONENT for part in parts):
+    if length > MAX_COMPONENT and any(len(part.encode("utf-8")) > MAX_COMPONENT for part in path.split("/")):
         return f"path {shown(path)} has a component longer than {MAX_COMPONENT} bytes"
     return None
 
@@ -190,7 +190,7 @@ def descriptor(
     if not isinstance(value, dict):
         problems.append(f"{where}: not a descriptor object")
         return None
-    found = []
+    found: list[str] = []
     if not is_digest(value.get("digest")):
         found.append(f"digest {shown(value.get('digest'))} is not sha256:<64 hex digits>")
     size = value.get("size")

@@ -150,6 +150,7 @@ class _Splitter:
         self._damaged: list[str] = []
         self._bad: set[str] = set()
         self._whole = bundle.blobs
+        self._unvouched = set(bundle.unvouched(self._sources))
         self._copied = self._linked = 0
 
     def run(self, numbers: list[int], check: bool) -> SplitOutcome:
@@ -278,6 +279,7 @@ class _Splitter:
         for blob in verify(self._bundle, self._sources, only=cut):
             self._damaged.append(str(blob))
             self._bad.add(blob.digest)
+        self._unvouched -= cut - self._bad
 
     def _write(self, job: _Job) -> bool:
         """Write what a volume lacks; whether anything was written. A volume that stays incomplete gets no list."""
@@ -360,7 +362,8 @@ class _Splitter:
                 found = f"sha256:{sha.hexdigest()}" if alone else f"sha256:{own.hexdigest()}" if own else part.digest
                 if found != part.digest:
                     damaged.append(f"{part.digest} ({self._user_of(part.digest)}): content is {found}")
-                elif alone or own:
+                elif own or part.digest in self._unvouched:
+                    self._unvouched.discard(part.digest)
                     self._sources.record(source, found, [status.st_size, status.st_mtime_ns, status.st_ino])
             os.fsync(writer.fileno())
         return f"sha256:{sha.hexdigest()}", damaged
@@ -370,7 +373,7 @@ class _Splitter:
         return len(piece) == 1 and piece[0].length == self._whole[piece[0].digest]
 
     def _vouched(self, digest: str) -> bool:
-        return self._sources.vouches(self._bundle.blob_path(digest)) == digest
+        return digest not in self._unvouched
 
     def _link(self, digest: str, target: Path) -> bool:
         """Make a piece a hard link of the blob it is; False where the file system allows none."""

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import os
 import shutil
 import stat
@@ -139,7 +140,7 @@ class Store:
         damaged: dict[str, str] = {}
         self._unpack()
         unknown = self._without_stamp(wanted.items())
-        self._check([item for item in unknown if self._is_there(item[0])], damaged)
+        self._check([item for item in unknown if self.has(item[0])], damaged)
         absent = self._without_stamp(unknown)
         if absent and not self.dry_run:
             self._adopt(absent, damaged)
@@ -153,7 +154,16 @@ class Store:
 
     def sound(self, digests: Iterable[str]) -> set[str]:
         """Those of some blobs that are in the store and that a stamp vouches for."""
-        return {digest for digest in digests if self.stamps.vouches(self.blob_path(digest)) == digest}
+        return self.stamps.sound(self.blobs, digests)
+
+    def has(self, digest: str) -> bool:
+        """Whether there is something under the name of a blob, be it sound or not."""
+        return os.path.lexists(self.blob_path(digest))
+
+    def put(self, digest: str, content: bytes) -> None:
+        """Put bytes where those of a blob are received; they are verified like all that is."""
+        self.make_directory(self.partial, RECEIVING_MODE)
+        _write_new(self.partial_path(digest), io.BytesIO(content))
 
     def receive(self, owner: int | None = None) -> Path:
         """Make the receiving area ready for user id `owner` (default: whoever runs this) and return it."""
@@ -243,11 +253,10 @@ class Store:
         except OSError as error:
             raise StoreError(f"Cannot make the directory {path}: {error.strerror} ({error.filename}).") from error
 
-    def _is_there(self, digest: str) -> bool:
-        return os.path.lexists(self.blob_path(digest))
-
     def _without_stamp(self, blobs: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
-        return [item for item in blobs if self.stamps.vouches(self.blob_path(item[0])) != item[0]]
+        wanted = list(blobs)
+        sound = self.sound(digest for digest, _size in wanted)
+        return [item for item in wanted if item[0] not in sound]
 
     def _check(self, blobs: list[tuple[str, int]], damaged: dict[str, str]) -> None:
         """Read the blobs no stamp vouches for; remove those that are not what they are called."""
@@ -318,7 +327,7 @@ class Store:
                 for member in archive:
                     digest = f"sha256:{member.name}"
                     content = archive.extractfile(member) if member.isreg() and is_digest(digest) else None
-                    if content is not None and not self._is_there(digest):
+                    if content is not None and not self.has(digest):
                         _write_new(self.partial_path(digest), content)
         except (tarfile.TarError, EOFError):
             # The rest of the pack is missing or garbage: its blobs stay missing and are asked for again.

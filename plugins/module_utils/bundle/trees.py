@@ -137,17 +137,19 @@ def _find(artifacts: Iterable[Artifact], kind: str, name: str) -> Artifact | Non
 
 def _tree_is_right(store: Store, artifact: Artifact) -> bool:
     """True when the files of the artifact and no other are there, each its blob by name or by a stamp of its own."""
-    root = tree_path(store, artifact)
+    # Names are put together as text: there may be tens of thousands, and this is asked in every run.
+    root, blobs = str(tree_path(store, artifact)), str(store.blobs)
     for file in artifact.files:
-        path = root / file.path
+        path = f"{root}/{file.path}"
         try:
-            status, blob = path.lstat(), store.blob_path(file.digest).lstat()
+            status, blob = os.lstat(path), os.lstat(f"{blobs}/{file.digest[len('sha256:') :]}")
         except OSError:
             return False
-        same = os.path.samestat(status, blob)
-        if not same and not (stat.S_ISREG(status.st_mode) and store.stamps.vouches(path) == file.digest):
+        if not stat.S_ISREG(status.st_mode):
             return False
-    return root.is_dir() and _names(root) <= {file.path for file in artifact.files}
+        if not os.path.samestat(status, blob) and store.stamps.vouches(path) != file.digest:
+            return False
+    return Path(root).is_dir() and _names(root) <= {file.path for file in artifact.files}
 
 
 def is_link_of(path: Path, blob: Path) -> bool:
@@ -155,13 +157,18 @@ def is_link_of(path: Path, blob: Path) -> bool:
     return os.path.samestat(path.lstat(), blob.lstat())
 
 
-def _names(root: Path) -> set[str]:
+def _names(root: str) -> set[str]:
     """The files and links of a tree, but for what Python compiled from its code."""
-    found = set()
-    for place, directories, files in os.walk(str(root)):
-        directories[:] = [name for name in directories if name != "__pycache__"]
-        links = [name for name in directories if Path(place, name).is_symlink()]
-        found |= {Path(place, name).relative_to(root).as_posix() for name in (*files, *links)}
+    found: set[str] = set()
+    waiting = [""]
+    while waiting:
+        place = waiting.pop()
+        with os.scandir(f"{root}/{place}") as entries:
+            for entry in entries:
+                if not entry.is_dir(follow_symlinks=False):
+                    found.add(place + entry.name)
+                elif entry.name != "__pycache__":
+                    waiting.append(f"{place}{entry.name}/")
     return found
 
 
@@ -171,9 +178,10 @@ def _make_tree(store: Store, artifact: Artifact) -> None:
     store.make_directory(target.parent)
     building = fresh(store, target)
     copies: list[tuple[Path, str]] = []
+    for directory in sorted({(building / file.path).parent for file in artifact.files}):
+        store.make_directory(directory)
     for file in artifact.files:
         path = building / file.path
-        store.make_directory(path.parent)
         if not _link(store.blob_path(file.digest), path):
             copies.append((target / file.path, file.digest))
         if artifact.kind == "tools":
