@@ -13,6 +13,7 @@ from ansible import constants as C
 from ansible import context
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.keep import packed
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import Artifact, Bundle, BundleError
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.manifest import IMAGES
 from ansible_collections.airgap.xinference.plugins.module_utils.host.system_facts import aes
@@ -65,6 +66,9 @@ ARGUMENTS = {
     "deep": {"type": "bool", "default": False},
     "deep_bundle": {"type": "bool", "default": False},
 }
+
+SMALL_MANIFEST = 64 * 1024
+"""Bytes; a larger manifest, of some hundred files, is sent as a blob when the host turns out to lack it."""
 
 
 class ActionModule(ActionBase):
@@ -168,6 +172,7 @@ class _Job:
         self.read = 0
         self.owner: int | None = None
         self.parts: list[Artifact] = []
+        self.told: set[str] = set()
         self.transports: list[Transport] = []
         self.images = [artifact for artifact in artifacts if artifact.kind == IMAGES]
         forks = int(context.CLIARGS.get("forks") or C.DEFAULT_FORKS)
@@ -360,10 +365,23 @@ class _Job:
 
     def _ask_store(self, parts: list[Artifact], **more: Any) -> Answer:
         wanted = [
-            {**_named(part), "kind": part.kind, "layers": [layer.digest for layer in part.layers]} for part in parts
+            {
+                **_named(part),
+                "kind": part.kind,
+                "layers": [layer.digest for layer in part.layers],
+                "manifest": self._manifest(part),
+            }
+            for part in parts
         ]
+        self.told |= {part.digest for part in parts}
         arguments = {"root": self.options["root"], "artifacts": wanted, "owner": self.owner, **more}
         return self.action.ask("xinference_store", arguments, self.task_vars)
+
+    def _manifest(self, part: Artifact) -> str | None:
+        """A manifest that goes with the first question about it, because it is small."""
+        if part.digest in self.told or _named(part)["size"] > SMALL_MANIFEST:
+            return None
+        return packed(self.bundle.blob_path(part.digest).read_bytes())
 
     def _ask_engine(self, images: list[Artifact], complete: set[str]) -> Answer:
         self.say.doing("images to the engine")

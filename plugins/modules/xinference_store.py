@@ -63,6 +63,11 @@ options:
         type: list
         elements: str
         default: []
+      manifest:
+        description:
+          - The manifest itself, compressed with zlib and written in base64, for hosts that may lack it.
+          - It is not secret. It is kept out of logs because it is long.
+        type: str
   owner:
     description:
       - The numeric user that uploads with the connection plugin, when it is not the one this module runs as.
@@ -136,6 +141,11 @@ hashed_bytes:
   returned: success
   type: int
   sample: 0
+given_bytes:
+  description: Bytes of manifests that came with the question and were lacking.
+  returned: success
+  type: int
+  sample: 0
 blobs:
   description: Blobs that were verified and taken in.
   returned: success
@@ -194,6 +204,7 @@ def main() -> None:
         "digest": {"type": "str", "required": True},
         "size": {"type": "int", "required": True},
         "layers": {"type": "list", "elements": "str", "default": []},
+        "manifest": {"type": "str", "no_log": True},
     }
     module = AnsibleModule(
         argument_spec={
@@ -220,6 +231,7 @@ def main() -> None:
             made=answer.paths,
             artifacts=answer.artifacts,
             hashed_bytes=store.hashed_bytes,
+            given_bytes=answer.given_bytes,
             blobs=store.adopted,
             receive={
                 "path": str(store.partial),

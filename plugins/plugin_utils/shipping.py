@@ -25,7 +25,7 @@ Answer = dict[str, Any]
 """What the module xinference_store returned."""
 
 ROUNDS = 12
-"""Questions asked at most. Three are needed: manifests, blobs, done; each loss on the way costs one more."""
+"""Questions asked at most. Two are needed, one more for large manifests, and each loss on the way costs another."""
 PATIENCE = 2
 """How often in a row a transport may break off without having moved anything."""
 
@@ -159,6 +159,7 @@ def summary(shipment: Shipment, total: int, seconds: float) -> str:
 
 
 def _count(shipment: Shipment, answer: Answer) -> None:
+    shipment.sent_bytes += answer["given_bytes"]
     shipment.hashed_bytes += answer["hashed_bytes"]
     shipment.blobs += answer["blobs"]
     shipment.changed = shipment.changed or answer["changed"]

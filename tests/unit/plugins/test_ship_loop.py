@@ -53,6 +53,7 @@ class Host:
             "partial": {digest: got for digest, got in self.partial.items() if digest in missing},
             "damaged": damaged,
             "hashed_bytes": 7,
+            "given_bytes": 0,
             "blobs": 1,
             "made": [],
             "artifacts": {},
