@@ -12,9 +12,11 @@ process of its own, as Ansible does it:
 `verify_s`   find that stamps vouch for all of it
 `plan_s`     what would have to travel to an empty host
 `keep_s`     the host's part of a run with nothing to do: stamps, blobs, trees, catalogue
+`missing_s`  the host's answer when it has the manifests and nothing else
 `task_s`     the task xinference_ship with nothing to do, `playbook_s` the whole playbook with it (local connection)
 
-`bookkeeping_s` is the sum of the first, second, third and fifth: what a host costs when nothing is to be done.
+`bookkeeping_s` is what a host costs when nothing is to be done (open, select, verify, keep), `planning_s` what it costs
+until the first byte can be sent (open, select, verify, missing, plan).
 `controller_rss_mib` and `host_rss_mib` are the most memory the two processes had.
 """
 
@@ -119,6 +121,11 @@ def make_store(place: Path) -> None:
     store.stamps.save()
     answer = keep(Store(place / "site"), wishes(chosen(bundle)))
     assert not answer.missing, answer.missing
+    fresh = Store(place / "fresh")
+    fresh.receive()
+    for artifact in bundle.artifacts:
+        shutil.copyfile(bundle.blob_path(artifact.digest), fresh.partial_path(artifact.digest))
+    assert len(keep(fresh, wishes(chosen(bundle))).missing) > FILES
 
 
 def entries() -> List[Dict[str, Any]]:
@@ -159,6 +166,8 @@ def host(place: Path) -> Dict[str, float]:
     wanted = [Wanted(*wish[:4]) for wish in json.loads((place / "wishes.json").read_text())]
     answer = timed(measured, "keep_s", lambda: keep(Store(place / "site"), wanted))
     assert not answer.changed and not answer.missing and answer.artifacts["models"], answer
+    answer = timed(measured, "missing_s", lambda: keep(Store(place / "fresh"), wanted))
+    assert len(answer.missing) > FILES and sum(answer.missing.values()) > 0.99 * TOTAL
     return measured
 
 
@@ -235,7 +244,9 @@ def main() -> int:
         "bookkeeping_s": round(sum(measured[f"{name}_s"] for name in ("open", "select", "verify", "keep")), 3),
         "limit_s": LIMIT_S,
     }
-    report["kept"] = max(report["bookkeeping_s"] + report["plan_s"], report["task_s"]) < LIMIT_S
+    planning = sum(measured[f"{name}_s"] for name in ("open", "select", "verify", "missing", "plan"))
+    report["planning_s"] = round(planning, 3)
+    report["kept"] = max(report["planning_s"], report["bookkeeping_s"], report["task_s"]) < LIMIT_S
     REPORT.parent.mkdir(parents=True, exist_ok=True)
     REPORT.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))

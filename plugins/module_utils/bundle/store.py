@@ -29,7 +29,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterable, Iterator, Mapping, NamedTuple
 
-from .digest import CHUNK, Stamps, free_bytes, hash_file, is_digest
+from .digest import ALGORITHM, CHUNK, Stamps, free_bytes, hash_file, is_digest
 from .sizes import size_text
 
 DIRECTORY_MODE = 0o755
@@ -138,19 +138,24 @@ class Store:
         Blobs without a valid stamp are read again. Whatever does not verify is removed and named.
         """
         damaged: dict[str, str] = {}
+        for digest in wanted:
+            _encoded(digest)
         self._unpack()
         unknown = self._without_stamp(wanted.items())
-        self._check([item for item in unknown if self.has(item[0])], damaged)
+        there = _names_in(self.blobs) if unknown else set()
+        self._check([item for item in unknown if _encoded(item[0]) in there], damaged)
         absent = self._without_stamp(unknown)
         if absent and not self.dry_run:
             self._adopt(absent, damaged)
             absent = self._without_stamp(absent)
-        partial = {}
-        for digest, _size in absent:
-            got = _regular_size(self.partial_path(digest))
-            if got:
-                partial[digest] = got
+        received = self._received() if absent else {}
+        partial = {digest: received[digest] for digest, _size in absent if received.get(digest)}
         return Inventory(dict(absent), partial, damaged)
+
+    def _received(self) -> dict[str, int]:
+        """Bytes of everything that was received and is no blob yet."""
+        names = {name: _regular_size(self.partial / name) for name in _names_in(self.partial)}
+        return {f"{ALGORITHM}:{name}": size for name, size in names.items() if size is not None}
 
     def sound(self, digests: Iterable[str]) -> set[str]:
         """Those of some blobs that are in the store and that a stamp vouches for."""
@@ -259,7 +264,13 @@ class Store:
         return [item for item in wanted if item[0] not in sound]
 
     def _check(self, blobs: list[tuple[str, int]], damaged: dict[str, str]) -> None:
-        """Read the blobs no stamp vouches for; remove those that are not what they are called."""
+        """Read the blobs no stamp vouches for; remove those that are not what they are called.
+
+        Raises StoreError for directories among them: whose they are is not known.
+        """
+        strange = [str(path) for path in (self.blob_path(digest) for digest, _size in blobs) if _is_directory(path)]
+        if strange:
+            raise StoreError(f"A directory where a blob should be; remove it: {', '.join(strange)}.")
 
         def found(item: tuple[str, int]) -> str | None:
             path = self.blob_path(item[0])
@@ -283,8 +294,9 @@ class Store:
 
     def _adopt(self, blobs: list[tuple[str, int]], damaged: dict[str, str]) -> None:
         """Verify received blobs that have all their bytes, and rename them into the store."""
-        complete = [item for item in blobs if _regular_size(self.partial_path(item[0])) == item[1]]
-        too_long = [item for item in blobs if (_regular_size(self.partial_path(item[0])) or 0) > item[1]]
+        received = self._received()
+        complete = [item for item in blobs if received.get(item[0]) == item[1]]
+        too_long = [item for item in blobs if received.get(item[0], 0) > item[1]]
         for digest, size in too_long:
             damaged[digest] = f"more than its {size} bytes were received"
             self.partial_path(digest).unlink()
@@ -336,7 +348,7 @@ class Store:
 
 def _discard(path: Path) -> None:
     """Remove whatever has this name."""
-    if path.is_dir() and not path.is_symlink():
+    if _is_directory(path):
         shutil.rmtree(path)
     else:
         path.unlink()
@@ -361,6 +373,18 @@ def _write_new(path: Path, content: object) -> None:
             if not chunk:
                 return
             target.write(chunk)
+
+
+def _names_in(directory: Path) -> set[str]:
+    """The names in a directory; none where there is no directory."""
+    try:
+        return set(os.listdir(directory))  # noqa: PTH208 - names are wanted, of tens of thousands
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+
+
+def _is_directory(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def _encoded(digest: str) -> str:

@@ -140,6 +140,17 @@ def test_a_size_that_is_not_that_of_the_blob_harms_no_good_blob(tmp_path: Path) 
         assert again.blob_path(FILES[0].digest).read_bytes() == CONTENT
 
 
+def test_a_directory_in_the_place_of_a_blob_is_refused_and_left_alone(tmp_path: Path) -> None:
+    store = Store(tmp_path / "root")
+    wish = received(store, changed(lambda _manifest: None))
+    for content in (CONTENT, CONFIG):
+        (store.blob_path(hash_bytes(content)) / "mine").mkdir(parents=True)
+    with pytest.raises(StoreError, match="A directory where a blob should be") as caught:
+        keep(store, [wish])
+    assert str(caught.value).count("blobs/sha256") == 2 and trees(store.root) == []
+    assert (store.blob_path(hash_bytes(CONTENT)) / "mine").is_dir()
+
+
 def wheel(path: Path, *entries: Tuple[str, bytes]) -> Path:
     """A wheel with these files."""
     with zipfile.ZipFile(str(path), "w", zipfile.ZIP_DEFLATED) as archive:
