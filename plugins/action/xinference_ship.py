@@ -177,6 +177,7 @@ class _Job:
         self.images = [artifact for artifact in artifacts if artifact.kind == IMAGES]
         forks = int(context.CLIARGS.get("forks") or C.DEFAULT_FORKS)
         self.fleet = Fleet(host, options["together"], forks)
+        say.expect(self.fleet.waiting)
         self.reread: Reread | None = None
 
     def rehearse(self) -> dict[str, Any]:

@@ -28,6 +28,11 @@ class Fleet:
         """Note that the host lacks nothing."""
         self._notes.missing(self._host, {})
 
+    @property
+    def waiting(self) -> int:
+        """How many of the hosts lack something."""
+        return len(self._notes.waiting(self._hosts))
+
     def sources(self) -> dict[str, list[Source]]:
         """Where the host is to get blobs first; what is not named comes from the controller."""
         members = self._notes.members(self._hosts)

@@ -181,6 +181,10 @@ class Screen:
         self._doing = what
         self._show()
 
+    def expect(self, hosts: int) -> None:
+        """Say that so many of the hosts take part, where not all of them do; 0 for not knowing."""
+        self.hosts = hosts or self.hosts
+
     def count(self, numbers: Mapping[str, Any]) -> None:
         """Give the numbers of this host for the line about all of them."""
         self._numbers = {name: numbers[name] for name in COUNTED if name in numbers}

@@ -384,6 +384,16 @@ def test_the_last_host_tells_about_all_of_them(tmp_path: Path) -> None:
     assert recorder.written[0][0].endswith(", 2.0 MiB were there already")
 
 
+def test_only_those_that_take_part_are_waited_for(tmp_path: Path) -> None:
+    recorder = Recorder()
+    for host in ("gpu-1", "gpu-2"):
+        with Screen(host, recorder, tmp_path, None, 8) as one:
+            one.expect(2)
+            one.count({"sent_bytes": 0, "from_peers_bytes": MIB})
+    assert recorder.written[0][0].startswith("together, 2 hosts: 0 B sent in ")
+    assert "1.0 MiB of other hosts" not in recorder.written[0][0] and "2.0 MiB of other hosts" in recorder.written[0][0]
+
+
 def test_hosts_that_failed_are_counted(tmp_path: Path) -> None:
     recorder = Recorder()
     with Screen("gpu-1", recorder, tmp_path, None, 2) as one:
