@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -62,6 +63,15 @@ def make(bundle: Path, tmp_path: Path) -> Iterator[Make]:
 
 def total(results: Dict[str, Dict[str, Any]], key: str) -> int:
     return sum(result[key] for result in results.values())
+
+
+def arriving(fleet: Fleet, name: str) -> int:
+    """Bytes of what a host has not received to its end."""
+    sizes = []
+    for path in fleet.root(name).glob("partial/*"):
+        with contextlib.suppress(OSError):
+            sizes.append(path.stat().st_size)
+    return sum(sizes)
 
 
 def largest(bundle: Path) -> str:
@@ -133,14 +143,8 @@ def test_check_mode_starts_nothing(make: Make) -> None:
     assert not any(fleet.root(name).exists() for name in fleet.names)
 
 
-def test_hosts_that_cannot_reach_each_other_get_everything_from_the_controller_and_it_says_so(
-    make: Make, bundle: Path
-) -> None:
-    # They find an address to listen on, but what they are called leads the others elsewhere: nobody answers there.
+def test_hosts_that_cannot_listen_get_everything_from_the_controller_and_it_says_so(make: Make, bundle: Path) -> None:
     fleet = make(3)
-    plugin = fleet.place / "plays.py"
-    plugin.write_text("")
-    fleet.environment["XINFERENCE_TEST"] = "1"
     with socket.create_server(("127.0.0.1", 0)) as taken:
         fleet.variables["xinference_ship_peer_port"] = taken.getsockname()[1]
         results = fleet.ship()
@@ -173,7 +177,7 @@ def test_a_host_that_lies_is_named_and_does_no_harm(make: Make, bundle: Path) ->
 
 
 def test_nothing_listens_after_a_failure(make: Make) -> None:
-    fleet = make(3, own={"h2": {"xinference_ship_docker_host": "{{ nowhere_to_be_found }}"}})
+    fleet = make(3)
     # It fails while it ships, not before.
     fleet.own["h2"] = {"xinference_ship_rate_limit": "{{ '' if __xinference_ship_result is undefined else 'rubbish' }}"}
     results = fleet.ship(check=False)
@@ -185,15 +189,14 @@ def test_nothing_listens_after_a_failure(make: Make) -> None:
 def test_after_a_killed_controller_it_stops_listening_by_itself_and_the_next_run_completes(
     make: Make, bundle: Path
 ) -> None:
-    fleet = make(3, variables={"xinference_ship_rate_limit": "2M", "xinference_ship_peer_idle": 3})
+    fleet = make(3, variables={"xinference_ship_rate_limit": "2M", "xinference_ship_peer_idle": 8})
     process = subprocess.Popen(
         fleet.command(), env=fleet.surroundings(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not any(fleet.root("h3").glob("partial/*")):
+    while time.monotonic() < deadline and arriving(fleet, "h3") < BIG // 4:
         time.sleep(0.1)
-    time.sleep(1)
-    assert len(fleet.listening()) == 3
+    assert arriving(fleet, "h3") and len(fleet.listening()) == 3
     key = next((fleet.place / "cache").rglob("*.pem"))
     assert key.stat().st_mode & 0o777 == 0o600
     command_lines = b"".join(path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists())

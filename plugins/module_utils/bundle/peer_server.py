@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import socket
 import ssl
 import stat
@@ -222,6 +223,8 @@ class Server:
                 os.close(handle)
             if self._arrivals.quiet() > self._patience:
                 return None
+            if _spoke(connection):
+                raise PeerError("hung up")
             now = time.monotonic()
             if now - told > HEARTBEAT:
                 told = now
@@ -237,6 +240,8 @@ class Server:
                 offset += len(chunk)
                 with self._lock:
                     self.sent += len(chunk)
+            elif _spoke(connection):
+                return False
             elif self._arrivals.quiet() > self._patience or not self._is_named(handle, encoded):
                 self._log.say(f"{encoded[:12]}: {size - offset} of {size} bytes did not arrive here")
                 return False
@@ -310,6 +315,13 @@ class _Log:
     def last(self, line: str) -> None:
         """A line that must be there."""
         self._write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}")
+
+
+def _spoke(connection: ssl.SSLSocket) -> bool:
+    """Whether the other side said something while it should wait; most likely it hung up."""
+    waiting = select.poll()
+    waiting.register(connection.fileno(), select.POLLIN)
+    return bool(waiting.poll(0))
 
 
 def _plain_file(path: Path) -> int | None:

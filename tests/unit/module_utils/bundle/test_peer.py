@@ -176,14 +176,14 @@ def test_a_chain_of_hosts_does_not_wait_for_the_end(tmp_path: Path, credential: 
 def test_what_is_not_there_yet_is_waited_for_while_something_arrives(store: Store, credential: Credential) -> None:
     def receive() -> None:
         other = store.partial / ("0" * 64)
-        for number in range(6):
+        for number in range(12):
             other.write_bytes(b"x" * number)
             time.sleep(0.4)
         store.blob_path(DIGEST).write_bytes(CONTENT)
 
     thread = threading.Thread(target=receive)
     thread.start()
-    with serving(store, credential, patience=1.2) as server:
+    with serving(store, credential, patience=3) as server:
         assert got(server, credential) == CONTENT
     thread.join()
 
@@ -233,6 +233,18 @@ def test_what_leaves_the_store_is_kept_for_those_who_come_later(store: Store, cr
         assert got(server, credential) == CONTENT == got(server, credential)
         with pytest.raises(PeerError, match="has no such blob"):
             got(server, credential, digest=gone)
+
+
+@pytest.mark.parametrize("there", [0, 5000])
+def test_who_hangs_up_while_nothing_comes_is_not_waited_for(store: Store, credential: Credential, there: int) -> None:
+    store.partial_path(DIGEST).write_bytes(CONTENT[:there])
+    with serving(store, credential, patience=30, idle=0.5) as server:
+        began = time.monotonic()
+        chunks = fetch("127.0.0.1", server.port, credential, DIGEST, 0, SIZE, stall=0.3)
+        with pytest.raises(PeerError, match="no answer in time"):
+            for _chunk in chunks:
+                pass
+    assert time.monotonic() - began < 5
 
 
 def test_links_and_other_things_are_not_served(store: Store, credential: Credential, tmp_path: Path) -> None:
