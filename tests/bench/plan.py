@@ -11,13 +11,15 @@ process of its own, as Ansible does it:
 `select_s`   choose what the host needs
 `verify_s`   find that stamps vouch for all of it
 `plan_s`     what would have to travel to an empty host
+`volumes_s`  which part of which file goes on which of ten sticks
 `keep_s`     the host's part of a run with nothing to do: stamps, blobs, trees, catalogue
 `missing_s`  the host's answer when it has the manifests and nothing else
 `task_s`     the task xinference_ship with nothing to do, `playbook_s` the whole playbook with it (local connection)
 
 `bookkeeping_s` is what a host costs when nothing is to be done (open, select, verify, keep), `planning_s` what it costs
 until the first byte can be sent (open, select, verify, missing, plan).
-`controller_rss_mib` and `host_rss_mib` are the most memory the two processes had.
+`..._cpu_s` are the processor seconds of the two processes with everything they import, `..._rss_mib` the most memory
+they had. On a busy machine the processor seconds are what to compare.
 """
 
 from __future__ import annotations
@@ -41,7 +43,12 @@ from ansible_collections.airgap.xinference.plugins.module_utils.bundle.digest im
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.ingest import Request, write_bundle
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.keep import Wanted, keep
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import Bundle, blob_path, cache_dir
-from ansible_collections.airgap.xinference.plugins.module_utils.bundle.manifest import TYPE_MODEL, Artifact, File
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.manifest import (
+    TYPE_MODEL,
+    Artifact,
+    Blob,
+    File,
+)
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.pack import (
     index,
     index_entry,
@@ -50,12 +57,14 @@ from ansible_collections.airgap.xinference.plugins.module_utils.bundle.pack impo
 )
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.store import Store
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.transfer import transfer_plan, travelling
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.volumes import FAT32_FILE, plan_volumes
 from ansible_collections.airgap.xinference.plugins.plugin_utils.bundles import select, verified
 from sites import Site, make_wheel
 
 REPORT = HERE.parents[1] / "build" / "bench" / "plan.json"
 LIMIT_S = 5.0
 FILES, MODELS, TOTAL = 40_000, 40, 300 * 10**9
+LISTS = (Blob(hash_bytes(b"index"), 10_000), Blob(hash_bytes(b"manifests"), 12_000_000))
 LARGE = 100
 """Files that have nearly all of the bytes, as weights do."""
 
@@ -156,6 +165,8 @@ def controller(place: Path) -> Dict[str, float]:
     wanted = {blob.digest: blob.size for artifact in artifacts for blob in artifact.blobs}
     steps = timed(measured, "plan_s", lambda: travelling(transfer_plan(wanted, (), {})))
     assert len(steps) == len(wanted) > FILES and sum(step.travels for step in steps) >= TOTAL
+    volumes = timed(measured, "volumes_s", lambda: plan_volumes("b", *LISTS, wanted, 29 * 1024**3, FAT32_FILE))
+    assert len(volumes.volumes) == 10
     (place / "wishes.json").write_text(json.dumps(wishes(artifacts)))
     return measured
 
@@ -222,6 +233,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.part:
         measured = (controller if options.part == "controller" else host)(options.directory)
+        measured[f"{options.part}_cpu_s"] = time.process_time()
         measured[f"{options.part}_rss_mib"] = most_memory()
         print(json.dumps(measured))
         return 0

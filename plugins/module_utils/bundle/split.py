@@ -382,9 +382,7 @@ class _Splitter:
         try:
             os.link(self._bundle.blob_path(digest), target)
             return True
-        except OSError as error:
-            if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EACCES):
-                raise
+        except OSError:
             return False
 
     def _user_of(self, digest: str) -> str:

@@ -233,7 +233,7 @@ def plan_volumes(
     """
     problem = name_problem(name)
     if problem:
-        raise BundleError(f"The volumes cannot be called so: {problem}.")
+        raise BundleError(f"Give the volumes another name: {problem}.")
     lists = _lists_size(index.size, manifests.size, blobs, size, max_file or MAX_BLOB, cluster)
     file, room = max_file or MAX_BLOB, size - lists
     if room < lists or room < 2 * cluster or file < max(cluster, index.size, manifests.size):
