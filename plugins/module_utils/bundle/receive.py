@@ -43,6 +43,8 @@ COMMIT_EVERY = 30.0
 GRACE = 2.0
 """Seconds that blobs which arrived whole get to be verified in, when the controller went away."""
 PIECE = 1024 * 1024
+AT_ONCE = 128 * 1024
+"""Bytes up to which a blob is hashed by the thread that brought it: handing it to another one would cost more."""
 QUANTUM = 16 * PIECE
 """Bytes hashed of one file before another one gets its turn."""
 _SET_PIPE_SIZE = 1031
@@ -414,7 +416,7 @@ class Receiver:
         arrival.growing = offset < size
         with self._changed:
             self._arrivals[digest] = arrival
-        return arrival.followed_by(self._hashers.wake)
+        return arrival.followed_by(self._hash_at_once if size <= AT_ONCE else self._hashers.wake)
 
     def take(self, arrival: Arrival, data: memoryview) -> None:
         """Bytes of an arrival have come. Raises StoreError for a full disk, OSError."""
@@ -462,6 +464,11 @@ class Receiver:
         with self._changed:
             self._broken = True
             self._changed.notify_all()
+
+    def _hash_at_once(self, arrival: Arrival) -> None:
+        if arrival.got == arrival.size:
+            arrival.hash_some(memoryview(bytearray(max(1, arrival.size))))
+            self._settle(arrival)
 
     def _settle(self, arrival: Arrival) -> None:
         """An arrival was hashed to its end: take it in or throw it away."""
