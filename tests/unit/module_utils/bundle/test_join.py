@@ -565,12 +565,17 @@ def test_without_the_earlier_bundle_all_that_is_missing_is_named(
         assert [artifact.reference for artifact in Bundle.open(site).artifacts] == ["tools/some"]
 
 
+def refuse_link(*_paths: object) -> None:
+    """Another file system."""
+    raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+
 @pytest.mark.parametrize("linked", [True, False])
 def test_the_earlier_bundle_may_lie_elsewhere(
     material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, linked: bool
 ) -> None:
     if not linked:
-        monkeypatch.setattr(os, "link", lambda *_paths: (_ for _ in ()).throw(OSError(errno.EXDEV, "other device")))
+        monkeypatch.setattr(os, "link", refuse_link)
     outcome = join_volumes(tmp_path / "site", [material / "difference"], base=material / "bundle")
     assert outcome.complete and same(tmp_path / "site", material / "later")
     assert outcome.base_bytes > 5 * MIB and outcome.hashed_bytes == outcome.joined_bytes
