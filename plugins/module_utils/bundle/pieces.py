@@ -23,8 +23,8 @@ from .volumes import Part, Piece, VolumeSet, piece_size
 class PieceReader:
     """Reads pieces into `partials`, and hands blobs that are whole and right to `admit` as digest and file.
 
-    `sizes` are those of the blobs, in bytes; `count` is told the bytes that were hashed. `taken` are the bytes that were
-    needed and right.
+    `sizes` are those of the blobs, in bytes; `count` is told the bytes that were hashed. `taken` are the bytes that
+    were needed and right.
     """
 
     def __init__(
