@@ -220,7 +220,7 @@ class Store:
         """
         source, target = self.partial_path(digest), self.blob_path(digest)
         if found != digest:
-            source.unlink()
+            source.unlink(missing_ok=True)
             return f"content received is {found}"
         os.fchmod(handle, BLOB_MODE)
         status = os.fstat(handle)
