@@ -8,11 +8,13 @@
     <root>/releases/<id>/   files; the id is a hash of their names, modes and contents
     <root>/current          symbolic link to the release in force
 
-A release never changes; another content is another release. Switching is one rename.
+A release never changes; another content is another release. Switching is one rename. The time of a release's directory
+says when it was put in force last.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -20,6 +22,7 @@ import re
 import shutil
 import stat
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Mapping, Optional
@@ -29,6 +32,7 @@ from ..masking import masked_json, masked_yaml
 RELEASES = "releases"
 CURRENT = "current"
 ID_LENGTH = 12
+_ID = re.compile(r"[0-9a-f]{12}\Z")
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,19 @@ def switch(root: Path, release: str) -> bool:
     link = root / f".{CURRENT}-{os.getpid()}"
     link.symlink_to(Path(RELEASES, release))
     link.replace(place)
+    # The kernel's own time for this would be as coarse as its tick.
+    os.utime(str(root / RELEASES / release), ns=(time.time_ns(), time.time_ns()))
     return True
+
+
+def history(root: Path) -> List[str]:
+    """The ids of all releases, the one that was put in force last first."""
+    found = []
+    with contextlib.suppress(FileNotFoundError):
+        for entry in os.scandir(str(root / RELEASES)):
+            if _ID.match(entry.name) and entry.is_dir(follow_symlinks=False):
+                found.append((entry.stat(follow_symlinks=False).st_mtime_ns, entry.name))
+    return [name for _time, name in sorted(found, reverse=True)]
 
 
 def read(directory: Path) -> Dict[str, str]:

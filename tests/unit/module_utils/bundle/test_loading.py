@@ -232,9 +232,9 @@ def test_a_manifest_and_a_configuration_that_disagree_are_refused(tmp_path: Path
     manifest = image_manifest(CONFIG, LAYERS[:2], "server:1")
     for content in (manifest, CONFIG):
         store.partial_path(hash_bytes(content)).write_bytes(content)
-    keep(store, [Wanted("images", "n", hash_bytes(manifest), len(manifest))])
+    keep(store, [Wanted("images", "server-1", hash_bytes(manifest), len(manifest))])
     with pytest.raises(StoreError, match="other layers than the configuration"):
-        carried(store, read_artifact(store, "images", "n", hash_bytes(manifest), len(manifest)))
+        carried(store, read_artifact(store, "images", "server-1", hash_bytes(manifest), len(manifest)))
 
 
 def test_a_manifest_without_a_name_is_refused(store: Store) -> None:

@@ -36,6 +36,20 @@ def test_a_release_is_written_once_and_put_in_force(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "releases").iterdir()] == [wanted]
 
 
+def test_releases_are_known_in_the_order_in_which_they_were_put_in_force(tmp_path: Path) -> None:
+    made = []
+    for number in range(3):
+        files = {"service.json": Entry(f"{number}\n")}
+        made.append(release.identity(files))
+        release.make(tmp_path, files)
+        release.switch(tmp_path, made[-1])
+    assert release.history(tmp_path) == made[::-1]
+    release.switch(tmp_path, made[0])
+    (tmp_path / "releases/.new-left").mkdir()
+    assert release.history(tmp_path) == [made[0], made[2], made[1]]
+    assert release.history(tmp_path / "nowhere") == []
+
+
 def test_only_the_owner_reads_what_may_hold_secrets(tmp_path: Path) -> None:
     files = definition.files(tmp_path, SERVICE, [{"model_uid": "m"}], {})
     release.make(tmp_path, files)

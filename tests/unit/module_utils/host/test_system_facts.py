@@ -139,3 +139,14 @@ def test_a_host_without_docker(monkeypatch, tmp_path):
     monkeypatch.setattr(engine_facts, "_PLACES", str(tmp_path))
     found = engine_facts.look("/opt/x", 9997)
     assert "no docker" in found["problem"] and found["compose"] == {"v2": "", "v1": ""} and not found["publishers"]
+
+
+def test_the_processor_says_whether_it_computes_aes(tmp_path):
+    for said, answer in (
+        ("flags\t\t: fpu aes avx2\n", True),
+        ("Features\t: fp asimd aes pmull\n", True),
+        ("model name\t: aes\nflags\t\t: fpu vaes\n", False),
+    ):
+        (tmp_path / "cpuinfo").write_text(said)
+        assert system_facts.aes(str(tmp_path)) is answer
+    assert system_facts.aes(str(tmp_path / "nowhere")) is False
