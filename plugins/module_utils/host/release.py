@@ -18,6 +18,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,10 @@ class Entry:
     mode: int = 0o444
 
 
+class ReleaseError(Exception):
+    """A release that cannot be put in force; the text says what is in the way."""
+
+
 Files = Mapping[str, Entry]
 """The files of a release by their path in it."""
 
@@ -49,28 +54,33 @@ def identity(files: Files) -> str:
 
 
 def current(root: Path) -> Optional[str]:
-    """The id of the release in force, None when there is none."""
+    """The id of the release in force, None when there is none, or when the link leads out of the releases."""
     try:
-        return Path(os.readlink(str(root / CURRENT))).name
+        target = Path(os.readlink(str(root / CURRENT)))
     except OSError:
         return None
+    return target.name if (root / target).parent == root / RELEASES else None
 
 
 def whole(root: Path, files: Files) -> bool:
-    """Whether the release with these files stands on disk, complete and unchanged."""
+    """Whether the release with these files stands on disk, complete and unchanged, with the same rights."""
     directory = root / RELEASES / identity(files)
-    return read(directory) == {path: entry.text for path, entry in files.items()}
+    return read(directory) == {path: entry.text for path, entry in files.items()} and all(
+        stat.S_IMODE((directory / path).stat().st_mode) == entry.mode for path, entry in files.items()
+    )
 
 
 def make(root: Path, files: Files) -> bool:
     """Write the release with these files unless it stands; returns whether it had to be written.
 
-    It appears with one rename, so that an interruption leaves no half release. One that somebody changed is replaced.
+    It appears with one rename, so that an interruption leaves no half release; what it leaves the next call removes,
+    so nobody else may do the same meanwhile. One that somebody changed is replaced.
     """
     if whole(root, files):
         return False
     directory = root / RELEASES / identity(files)
     directory.parent.mkdir(parents=True, exist_ok=True)
+    _clear(directory.parent)
     scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=str(directory.parent)))
     try:
         scratch.chmod(0o755)
@@ -78,26 +88,39 @@ def make(root: Path, files: Files) -> bool:
             path = scratch / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(mode=0o600)
-            path.write_text(entry.text, encoding="utf-8")
+            path.write_bytes(entry.text.encode())
             path.chmod(entry.mode)
         if directory.exists():
             directory.replace(Path(tempfile.mkdtemp(prefix=".old-", dir=str(directory.parent)), "old"))
         scratch.replace(directory)
     finally:
-        for leftover in [scratch, *directory.parent.glob(".old-*")]:
-            shutil.rmtree(leftover, ignore_errors=True)
+        _clear(directory.parent)
     return True
 
 
+def _clear(directory: Path) -> None:
+    """Remove what was being written, now or by a call that was interrupted; it may hold secrets."""
+    for leftover in [*directory.glob(".new-*"), *directory.glob(".old-*")]:
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
 def switch(root: Path, release: str) -> bool:
-    """Put a release in force; returns whether another one (or none) was."""
+    """Put a release in force; returns whether another one (or none) was.
+
+    Raises ReleaseError when something stands where the link should be.
+    """
+    place = root / CURRENT
     if current(root) == release:
         return False
+    if place.exists() and not place.is_symlink():
+        raise ReleaseError(
+            f"{place} is no link to a release, and not written by the collection. Move it away, then run again."
+        )
+    for leftover in root.glob(f".{CURRENT}-*"):
+        leftover.unlink()
     link = root / f".{CURRENT}-{os.getpid()}"
-    if link.is_symlink():
-        link.unlink()
     link.symlink_to(Path(RELEASES, release))
-    link.replace(root / CURRENT)
+    link.replace(place)
     return True
 
 
@@ -106,11 +129,11 @@ def read(directory: Path) -> Dict[str, str]:
     texts = {}
     for path in sorted(directory.rglob("*")) if directory.is_dir() else []:
         if path.is_file():
-            texts[str(path.relative_to(directory))] = path.read_text(encoding="utf-8", errors="replace")
+            texts[str(path.relative_to(directory))] = path.read_bytes().decode("utf-8", "replace")
     return texts
 
 
-VARIABLE = re.compile(r"(?m)^(\w+)=.*$")
+VARIABLE = re.compile(r"(?m)^([^=\n]+)=.*$")
 
 
 def difference(before: Mapping[str, str], after: Mapping[str, str]) -> List[Dict[str, str]]:

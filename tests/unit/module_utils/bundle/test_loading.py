@@ -9,7 +9,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
-from typing import Iterable, List, Optional
+from typing import Any, Iterable, List, Optional
 
 import pytest
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle import loading
@@ -177,6 +177,19 @@ def test_a_refused_part_is_not_an_error_but_a_refused_whole_is(store: Store) -> 
     engine.says = "write /x: no space left on device"
     with pytest.raises(EngineError, match="no space left"):
         carry_out(engine, store, image, look(engine, store, image, False))  # type: ignore[arg-type]
+
+
+def test_an_engine_that_went_away_is_not_sent_the_whole_image(store: Store) -> None:
+    class Gone(FakeEngine):
+        def load(self, content: Iterable[bytes]) -> None:
+            raise EngineError("The Docker Engine went away")
+
+    engine: Any = Gone([Known("sha256:o", ["server:0"], NAMES[:2], 5)])
+    image = image_of(store)
+    plan = look(engine, store, image, False)
+    assert not plan.complete
+    with pytest.raises(EngineError, match="went away"):
+        carry_out(engine, store, image, plan)
 
 
 def test_a_missing_name_is_given(store: Store) -> None:

@@ -54,6 +54,50 @@ def test_a_release_that_was_tampered_with_is_written_again(tmp_path: Path) -> No
     assert len(list((tmp_path / "releases").iterdir())) == 1
 
 
+def test_rights_that_somebody_changed_are_put_right(tmp_path: Path) -> None:
+    release.make(tmp_path, FILES)
+    path = tmp_path / "releases" / release.identity(FILES) / "service.json"
+    path.chmod(0o444)
+    assert not release.whole(tmp_path, FILES)
+    assert release.make(tmp_path, FILES)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o400
+
+
+def test_a_line_end_of_its_own_in_a_file_is_no_change(tmp_path: Path) -> None:
+    files = {"server.env": Entry("A='one\rtwo\r\nthree'\n", 0o400)}
+    release.make(tmp_path, files)
+    assert release.whole(tmp_path, files)
+
+
+def test_what_interrupted_runs_left_is_removed(tmp_path: Path) -> None:
+    release.make(tmp_path, FILES)
+    for place in (".new-1", ".old-1/old"):
+        (tmp_path / "releases" / place).mkdir(parents=True)
+        (tmp_path / "releases" / place / "server.env").write_text("A='secret'\n")
+    (tmp_path / ".current-1").symlink_to("releases/1")
+    release.make(tmp_path, {"a": Entry("1")})
+    release.switch(tmp_path, release.identity(FILES))
+    assert len(list((tmp_path / "releases").iterdir())) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["current", "releases"]
+
+
+def test_a_link_that_leads_out_of_the_releases_is_put_right(tmp_path: Path) -> None:
+    wanted = release.identity(FILES)
+    release.make(tmp_path, FILES)
+    (tmp_path / "current").symlink_to(f"/nowhere/releases/{wanted}")
+    assert release.current(tmp_path) is None
+    assert release.switch(tmp_path, wanted)
+    assert (tmp_path / "current" / "service.json").exists() and release.current(tmp_path) == wanted
+
+
+def test_what_is_no_link_is_left_alone(tmp_path: Path) -> None:
+    release.make(tmp_path, FILES)
+    (tmp_path / "current").mkdir()
+    with pytest.raises(release.ReleaseError, match=r"current is no link to a release.*Move it away"):
+        release.switch(tmp_path, release.identity(FILES))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["current", "releases"]
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -94,7 +138,7 @@ def test_a_diff_shows_what_changes_and_no_secret() -> None:
             "service.json": definition.json_text(service),
             "models.json": definition.json_text([entry, {"replica": port}]),
             "compose.yaml": yaml_text({"services": {"x": {**service, "secrets": [secret]}}, "name": "p"}),
-            "server.env": f"ANY={secret}\n",
+            "server.env": f"ANY={secret}\nMY-OWN.PIN='{secret}'\n",
             "server.json": f"not JSON, {secret}",
             "bin/run": secret,
         }
