@@ -69,7 +69,7 @@ def broken(bed: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def preflight(outside: str, *arguments: str, playbook: str = "preflight") -> Run:
     """Run a playbook that begins with preflight."""
     reached = json.dumps({"xinference_preflight_airgap_addresses": [outside]})
-    return run_playbook(playbook, "-e", reached, "-e", "ansible_ssh_timeout=3", *arguments)
+    return run_playbook(playbook, "-e", reached, "-e", "ansible_ssh_timeout=20", *arguments)
 
 
 def untouched(hosts: dict[str, Any]) -> dict[str, str]:

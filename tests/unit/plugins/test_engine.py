@@ -45,6 +45,18 @@ def test_an_engine_that_ends_in_the_middle_is_told_with_a_cure(tmp_path: Path) -
         server.join(10)
 
 
+def test_an_engine_whose_disk_is_full_is_told_with_a_cure() -> None:
+    class Api:
+        def load_image(self, content: object) -> list:
+            return [{"status": "Loading"}, {"errorDetail": {"message": "write /x: no space left on device"}}]
+
+    engine = Engine.__new__(Engine)
+    engine._api = Api()
+    with pytest.raises(EngineError, match=r"no space left on device\. Free space where .*docker image prune") as caught:
+        engine.load([])
+    assert caught.value.said == "write /x: no space left on device"
+
+
 @pytest.mark.parametrize(
     ("status", "takes"),
     [
