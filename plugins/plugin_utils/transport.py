@@ -45,7 +45,7 @@ WORTH_A_CONNECTION = 32 * 1024 * 1024
 TICK = 0.5
 """Seconds after which a quiet transfer is looked at."""
 SIGNALLED = 128
-"""A status above this, or below 0, is that of something that was ended: of a connection (255 with ssh), not a refusal."""
+"""A status above this, or below 0, is that of what was ended (a connection, 255 with ssh), and no refusal."""
 
 
 class TransportError(Exception):
