@@ -52,5 +52,6 @@ def refusals(refused: Mapping[str, int]) -> list[dict[str, object]]:
 def refusal_text(refused: Mapping[str, int]) -> str:
     """One line about them."""
     rows = refusals(refused)
-    more = f"; and {len(rows) - 1} more reasons" if len(rows) > 1 else ""
+    rest = sum(refused.values()) - refused[str(rows[0]["why"])]
+    more = f" (and {'another reason' if len(rows) == 2 else 'other reasons'} for {rest})" if rest else ""
     return f"{sum(refused.values())} blobs came from the controller instead of other hosts: {rows[0]['why']}{more}"

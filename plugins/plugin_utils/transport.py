@@ -378,6 +378,8 @@ class _Judge:
                 raise TransportError(f"the host does not take {digest}: {frame['why']}")
             self._count(digest, frame["offset"])
             more = self._fetched.refused(digest, frame["offset"], frame["why"], self._tally)
+            # What turned out to be wrong does not count as got.
+            self._tally.from_peers_bytes -= more or 0
             self._again(digest, frame["offset"], more)
         elif kind == frames.FAILED:
             raise _failure(frame)

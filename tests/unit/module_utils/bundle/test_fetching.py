@@ -213,7 +213,12 @@ def test_a_peer_that_cannot_be_reached_is_tried_once(
 ) -> None:
     tried = []
     connect = socket.create_connection
-    monkeypatch.setattr(socket, "create_connection", lambda *where: tried.append(where) or connect(*where))
+
+    def watched(*where: Any) -> socket.socket:
+        tried.append(where)
+        return connect(*where)
+
+    monkeypatch.setattr(socket, "create_connection", watched)
     nobody = Nobody()
     for number in range(50):
         controller.fetch(nobody, digest=f"sha256:{number:064x}", size=5)
@@ -251,7 +256,7 @@ def test_a_full_disk_ends_the_session_with_the_reason(
     def full(*_arguments: Any) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(receive.os, "pwrite", full)
+    monkeypatch.setattr(os, "pwrite", full)
     controller.fetch(peer)
     failed = controller.hear(frames.FAILED)
     assert failed["kind"] == "full" and "The disk is full" in failed[frames.FAILED]
