@@ -72,9 +72,12 @@ MOLECULE_ARGS ?=
 molecule: test-tools ## Run playbooks on air-gapped hosts with real engines (SCENARIO=site, site-1-8, native, preflight)
 	MOLECULE_GLOB='molecule/*/molecule.yml' molecule test $(if $(SCENARIO),--scenario-name $(SCENARIO),--all) $(MOLECULE_ARGS)
 
-.PHONY: bench bench-plan
+.PHONY: bench bench-plan bench-ship
 bench-plan: test-tools ## Measure planning for a bundle of 300 GB and 40,000 files, into build/bench/plan.json
 	PYTHONPATH=$(COLLECTIONS) python tests/bench/plan.py
+
+bench-ship: test-tools ## Measure shipping beside ssh, rsync and copy (2 GiB each), into build/bench/ship.json
+	PYTHONPATH=$(COLLECTIONS) python tests/bench/ship.py
 
 bench: test-tools ## Measure convergence on a real server, into build/bench/converge.json
 	PYTHONPATH=$(COLLECTIONS) python tests/bench/converge.py
