@@ -190,7 +190,8 @@ class _Line:
 
     def lost(self) -> str:
         """Why there is nothing more to read."""
-        return self.process.errors() or self.answers.noise.decode("utf-8", "replace").strip() or "no reason was told"
+        told = self.process.errors() or self.answers.noise.decode("utf-8", "replace").strip()
+        return told or f"it ended with status {self.process.wait(5)}"
 
 
 class Stream:
