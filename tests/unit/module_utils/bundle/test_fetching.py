@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import socket
 import threading
 import time
@@ -20,18 +19,10 @@ from ansible_collections.airgap.xinference.plugins.module_utils.bundle.digest im
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.peer import Credential
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.peer_server import Server
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.store import Store
-from test_peer import key_pair
 
 CONTENT = random.Random(3).getrandbits(8 * 2_000_000).to_bytes(2_000_000, "little")
 DIGEST = hash_bytes(CONTENT)
 SIZE = len(CONTENT)
-
-
-@pytest.fixture(scope="module")
-def pem(tmp_path_factory: pytest.TempPathFactory) -> str:
-    if shutil.which("openssl") is None:
-        pytest.skip("makes its keys with openssl")
-    return key_pair(tmp_path_factory.mktemp("keys"))
 
 
 @pytest.fixture
