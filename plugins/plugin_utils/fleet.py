@@ -20,9 +20,16 @@ class Fleet:
         self._run = Run()
         self._notes = Notes(self._run)
 
-    def wait(self, missing: Mapping[str, int], passing: Iterable[str]) -> None:
-        """Note what the host lacks, sizes in bytes by digest; those `passing` leave its store soon after they came."""
-        self._notes.missing(self._host, missing, passing)
+    def wait(self, missing: Mapping[str, int], passing: Iterable[str], counted: Mapping[str, int]) -> None:
+        """Note what the host lacks, sizes in bytes by digest; those `passing` leave its store soon after they came.
+
+        `counted` is what was done for it already.
+        """
+        self._notes.missing(self._host, missing, passing, counted)
+
+    def counted(self) -> dict[str, int]:
+        """What was done for the host before it was put off; nothing when it was not, or is shipped to alone."""
+        return self._notes.counted(self._host) if self._hosts else {}
 
     def complete(self) -> None:
         """Note that the host lacks nothing."""

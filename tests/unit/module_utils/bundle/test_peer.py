@@ -453,7 +453,9 @@ def test_runs_side_by_side_do_not_end_each_other(store: Store, credential: Crede
 def test_what_a_crash_left_is_no_server(store: Store, credential: Credential) -> None:
     found = peer_process.start(store, RUN, credential, "127.0.0.1", 0, 60, 60)
     os.kill(found.pid, 9)
-    assert ends(found.pid) and peer_process.standing(store) == []
+    assert ends(found.pid) and peer_process.standing(store) == [] and list(store.state.glob("peer-*"))
+    peer_process.stop(store, [])
+    assert not list(store.state.glob("peer-*"))
     again = peer_process.start(store, RUN, credential, "127.0.0.1", 0, 60, 60)
     assert peer_process.standing(store) == [again]
     peer_process.stop(store, [again, found])
