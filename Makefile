@@ -51,7 +51,7 @@ lint: test-tools ## Check style, types, YAML, roles (production profile) and the
 	MYPYPATH=$(COLLECTIONS) mypy --cache-dir build/mypy/plugins -p ansible_collections.airgap.xinference.plugins
 	MYPYPATH=$(COLLECTIONS):tests/unit/module_utils/server mypy --cache-dir build/mypy/unit tests/unit
 	MYPYPATH=$(COLLECTIONS):tests/integration:tests mypy --cache-dir build/mypy/integration \
-	  tests/integration tests/bench tests/fixtures tests/testbed
+	  tests/integration tests/bench tests/faults tests/fixtures tests/testbed
 	MYPYPATH=$(COLLECTIONS):tests/integration:tests:molecule mypy --cache-dir build/mypy/molecule molecule
 	yamllint --strict .
 	ansible-lint --strict
@@ -81,6 +81,10 @@ bench-ship: test-tools ## Measure shipping beside ssh, rsync and copy (2 GiB eac
 
 bench: test-tools ## Measure convergence on a real server, into build/bench/converge.json
 	PYTHONPATH=$(COLLECTIONS) python tests/bench/converge.py
+
+.PHONY: ship-faults
+ship-faults: test-tools ## Try what goes wrong while shipping, at random moments, into build/bench/ship-faults.json
+	PYTHONPATH=$(COLLECTIONS) python tests/faults/shipping.py
 
 # --- demo -------------------------------------------------------------------------------------------------------------
 
