@@ -51,7 +51,7 @@ lint: test-tools ## Check style, types, YAML, roles (production profile) and the
 	MYPYPATH=$(COLLECTIONS) mypy --cache-dir build/mypy/plugins -p ansible_collections.airgap.xinference.plugins
 	MYPYPATH=$(COLLECTIONS):tests/unit/module_utils/server mypy --cache-dir build/mypy/unit tests/unit
 	MYPYPATH=$(COLLECTIONS):tests/integration:tests/bench:tests mypy --cache-dir build/mypy/integration \
-	  tests/integration tests/bench tests/fixtures tests/testbed
+	  tests/integration tests/bench tests/faults tests/fixtures tests/testbed
 	MYPYPATH=$(COLLECTIONS):tests/integration:tests:molecule mypy --cache-dir build/mypy/molecule molecule
 	yamllint --strict .
 	ansible-lint --strict
@@ -72,12 +72,19 @@ MOLECULE_ARGS ?=
 molecule: test-tools ## Run playbooks on air-gapped hosts with real engines (SCENARIO=site, site-1-8, native, preflight)
 	MOLECULE_GLOB='molecule/*/molecule.yml' molecule test $(if $(SCENARIO),--scenario-name $(SCENARIO),--all) $(MOLECULE_ARGS)
 
-.PHONY: bench bench-plan
+.PHONY: bench bench-plan bench-ship
 bench-plan: test-tools ## Measure planning for a bundle of 300 GB and 40,000 files, into build/bench/plan.json
 	PYTHONPATH=$(COLLECTIONS) python tests/bench/plan.py
 
+bench-ship: test-tools ## Measure shipping beside ssh, rsync and copy (2 GiB each), into build/bench/ship.json
+	PYTHONPATH=$(COLLECTIONS) python tests/bench/ship.py
+
 bench: test-tools ## Measure convergence on a real server, into build/bench/converge.json
 	PYTHONPATH=$(COLLECTIONS) python tests/bench/converge.py
+
+.PHONY: ship-faults
+ship-faults: test-tools ## Try what goes wrong while shipping, at random moments, into build/bench/ship-faults.json
+	PYTHONPATH=$(COLLECTIONS) python tests/faults/shipping.py
 
 # --- demo -------------------------------------------------------------------------------------------------------------
 

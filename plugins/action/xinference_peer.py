@@ -34,7 +34,8 @@ class ActionModule(ActionBase):
         arguments = {**self._task.args, "run": run.name}
         if arguments.get("state", "started") == "stopped":
             result.update(self._execute_module("airgap.xinference.xinference_peer", arguments, task_vars=task_vars))
-            run.close()
+            if not self._task.check_mode:
+                run.close()
             return result
         notes = Notes(run)
         play = [str(name) for name in task_vars.get("ansible_play_batch", [])]

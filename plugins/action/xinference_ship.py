@@ -216,14 +216,20 @@ class _Job:
         missing = missing_blobs(self.parts, answer)
         if not any(part.layers for part in self.parts if part.kind == IMAGES):
             missing.update(self._ask_for_layers(self.parts, answer).missing)
-        self.fleet.wait(missing, {layer.digest for image in self.images for layer in image.layers})
-        return {**self._numbers(False, 0, answer["hashed_bytes"], answer["blobs"]), "waiting": True, "artifacts": {}}
+        # What was done for it so far belongs to the result of the task that goes on.
+        counted = {"sent_bytes": answer["given_bytes"], "hashed_bytes": answer["hashed_bytes"] + self.read}
+        counted["blobs"] = answer["blobs"]
+        self.fleet.wait(missing, {layer.digest for image in self.images for layer in image.layers}, counted)
+        numbers = self._numbers(False, answer["given_bytes"], answer["hashed_bytes"], answer["blobs"])
+        return {**numbers, "waiting": True, "artifacts": {}}
 
     def do(self) -> dict[str, Any]:
         """Ship, and return what was sent."""
         parts = [bare(artifact) for artifact in self.artifacts]
         damaged = self._read_again(parts)
         shipments = [self._ship(parts)]
+        for name, count in self.fleet.counted().items():
+            setattr(shipments[0], name, getattr(shipments[0], name) + count)
         if damaged & {artifact.digest for artifact in self.artifacts}:
             # What an artifact consists of was not known while its manifest was damaged.
             self._read_again(parts)

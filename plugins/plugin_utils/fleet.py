@@ -20,9 +20,16 @@ class Fleet:
         self._run = Run()
         self._notes = Notes(self._run)
 
-    def wait(self, missing: Mapping[str, int], passing: Iterable[str]) -> None:
-        """Note what the host lacks, sizes in bytes by digest; those `passing` leave its store soon after they came."""
-        self._notes.missing(self._host, missing, passing)
+    def wait(self, missing: Mapping[str, int], passing: Iterable[str], counted: Mapping[str, int]) -> None:
+        """Note what the host lacks, sizes in bytes by digest; those `passing` leave its store soon after they came.
+
+        `counted` is what was done for it already.
+        """
+        self._notes.missing(self._host, missing, passing, counted)
+
+    def counted(self) -> dict[str, int]:
+        """What was done for the host before it was put off; nothing when it was not, or is shipped to alone."""
+        return self._notes.counted(self._host) if self._hosts else {}
 
     def complete(self) -> None:
         """Note that the host lacks nothing."""
@@ -52,5 +59,6 @@ def refusals(refused: Mapping[str, int]) -> list[dict[str, object]]:
 def refusal_text(refused: Mapping[str, int]) -> str:
     """One line about them."""
     rows = refusals(refused)
-    more = f"; and {len(rows) - 1} more reasons" if len(rows) > 1 else ""
+    rest = sum(refused.values()) - refused[str(rows[0]["why"])]
+    more = f" (and {'another reason' if len(rows) == 2 else 'other reasons'} for {rest})" if rest else ""
     return f"{sum(refused.values())} blobs came from the controller instead of other hosts: {rows[0]['why']}{more}"

@@ -29,14 +29,21 @@ class Notes:
         self._run = run
         self._read: dict[str, dict[str, int]] = {}
 
-    def missing(self, host: str, missing: Mapping[str, int], passing: Iterable[str] = ()) -> None:
+    def missing(
+        self,
+        host: str,
+        missing: Mapping[str, int],
+        passing: Iterable[str] = (),
+        counted: Mapping[str, int] | None = None,
+    ) -> None:
         """A host lacks these blobs, sizes in bytes by digest; those that are `passing` leave its store soon after.
 
-        What was noted about it before is void.
+        `counted` are numbers about it to be added up later. What was noted about it before is void.
         """
         if missing:
             self._run.open()
-            self._write(host, {"missing": self._list(missing), "passing": sorted(set(missing).intersection(passing))})
+            passing = sorted(set(missing).intersection(passing))
+            self._write(host, {"missing": self._list(missing), "passing": passing, "counted": dict(counted or {})})
         else:
             self._place(host).unlink(missing_ok=True)
 
@@ -52,6 +59,10 @@ class Notes:
         """All that some hosts lack."""
         lists = dict.fromkeys(self._of(host).get("missing", "") for host in hosts)
         return {digest: size for name in lists for digest, size in self._blobs(name).items()}
+
+    def counted(self, host: str) -> dict[str, int]:
+        """The numbers about a host."""
+        return dict(self._of(host).get("counted", {}))
 
     def passing(self, hosts: Iterable[str]) -> set[str]:
         """Blobs that some of the hosts will have for a while only."""

@@ -44,7 +44,8 @@ WORTH_A_CONNECTION = 32 * 1024 * 1024
 """Bytes from which on an SSH connection is made for them, where another one stands already."""
 TICK = 0.5
 """Seconds after which a quiet transfer is looked at."""
-SSH_FAILED = 255
+SIGNALLED = 128
+"""A status above this, or below 0, is that of what was ended (a connection, 255 with ssh), and no refusal."""
 
 
 class TransportError(Exception):
@@ -189,7 +190,8 @@ class _Line:
 
     def lost(self) -> str:
         """Why there is nothing more to read."""
-        return self.process.errors() or self.answers.noise.decode("utf-8", "replace").strip() or "no reason was told"
+        told = self.process.errors() or self.answers.noise.decode("utf-8", "replace").strip()
+        return told or f"it ended with status {self.process.wait(5)}"
 
 
 class Stream:
@@ -273,12 +275,12 @@ class Stream:
             except NotStarted as error:
                 problem = error
                 failed.append(launcher)
-                if error.status != SSH_FAILED:
+                if not _was_ended(error.status):
                     break
             else:
                 self._launchers = [way for way in self._launchers if way not in failed]
                 return line, launcher
-        if problem.status == SSH_FAILED:
+        if _was_ended(problem.status):
             raise TransportError(str(problem)) from problem
         raise Unusable(f"the receiver cannot be run: {problem}") from problem
 
@@ -377,6 +379,8 @@ class _Judge:
                 raise TransportError(f"the host does not take {digest}: {frame['why']}")
             self._count(digest, frame["offset"])
             more = self._fetched.refused(digest, frame["offset"], frame["why"], self._tally)
+            # What turned out to be wrong does not count as got.
+            self._tally.from_peers_bytes -= more or 0
             self._again(digest, frame["offset"], more)
         elif kind == frames.FAILED:
             raise _failure(frame)
@@ -419,6 +423,10 @@ def _failure(frame: Mapping[str, Any]) -> TransportError:
     """What a receiver ended with, as an error."""
     kinds: dict[Any, type[TransportError]] = {"full": DiskFull, "busy": Hopeless}
     return kinds.get(frame.get("kind"), TransportError)(frame[frames.FAILED])
+
+
+def _was_ended(status: int | None) -> bool:
+    return status is not None and not 0 <= status <= SIGNALLED
 
 
 def _put_away(line: _Line) -> None:

@@ -19,7 +19,9 @@ import pytest
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import Bundle
 from fleets import Fleet
 from sites import SshHost, make_bundle, make_model
-from test_shipping import family
+from test_shipping import family, ordinary_user
+
+__all__ = ["ordinary_user"]
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="an SSH server for several users needs root")
 
@@ -57,7 +59,7 @@ def make(bundle: Path, tmp_path: Path) -> Iterator[Make]:
     yield fleet
     for each in made:
         for path in each.listening():
-            with Path(path).open() as file:
+            with Path(path).open() as file, contextlib.suppress(OSError, ValueError):
                 os.kill(json.load(file)["pid"], signal.SIGKILL)
 
 
@@ -152,6 +154,92 @@ def test_hosts_that_cannot_listen_get_everything_from_the_controller_and_it_says
     assert total(results, "sent_bytes") == 3 * Bundle.open(bundle).size
     for name in fleet.names:
         assert fleet.output.replace("\n", " ").count(f"{name} does not pass blobs on: Cannot listen on 127.0.0.1") == 1
+
+
+@pytest.mark.parametrize(("number", "why"), [(signal.SIGKILL, "cannot be reached"), (signal.SIGSTOP, "in time")])
+def test_hosts_that_do_not_reach_each_other_get_everything_from_the_controller_and_it_says_so_once(
+    make: Make, bundle: Path, number: signal.Signals, why: str
+) -> None:
+    fleet = make(3)
+    # What h1 is asked when it is about to be shipped to ends, or freezes, what passes blobs on.
+    fault = fleet.place / "fault"
+    fault.write_text(
+        f"#!/bin/sh\nsed 's/.*\"pid\": *//; s/,.*//' {fleet.place}/h*/state/peer-*.json | xargs kill -{number}\n"
+    )
+    fault.chmod(0o755)
+    late = "__xinference_ship_result is defined and inventory_hostname == 'h1'"
+    fleet.variables["xinference_ship_rate_limit"] = f"{{{{ lookup('pipe', '{fault}') if {late} else '' }}}}"
+    results = fleet.ship()
+    assert all(fleet.complete(name) for name in fleet.names)
+    assert total(results, "sent_bytes") == 3 * Bundle.open(bundle).size and total(results, "from_peers_bytes") == 0
+    said = fleet.output.replace("\n", " ")
+    for name in fleet.names:
+        reasons = [row["why"] for row in results[name]["refused"]]
+        assert reasons and all(why in reason for reason in reasons)
+        assert said.count(f"{name}: 3 blobs came from the controller instead of other hosts") <= 1
+    assert said.count("blobs came from the controller instead of other hosts") == 3
+    assert fleet.listening() == []
+
+
+def test_users_who_become_another_one_pass_on_what_they_may_not_read_themselves(
+    make: Make, ssh_host: SshHost, bundle: Path, ordinary_user: str
+) -> None:
+    fleet = make(
+        3, variables={**ssh_host.variables(ordinary_user), "ansible_connection": "ssh", "ansible_become": True}
+    )
+    for directory in (fleet.place, *fleet.place.parents, ssh_host.place, ssh_host.place.parent):
+        if "pytest-of" in str(directory):
+            directory.chmod(0o755)
+    results = fleet.ship()
+    assert all(fleet.complete(name) for name in fleet.names)
+    assert total(results, "sent_bytes") <= 1.1 * Bundle.open(bundle).size
+    assert {path.stat().st_uid for path in fleet.root("h3").rglob("*")} == {0} and fleet.listening() == []
+
+
+def test_the_module_starts_one_server_for_a_run_and_ends_it(make: Make) -> None:
+    fleet = make(2)
+    fleet.command()
+    module = "airgap.xinference.xinference_peer"
+    root = {"root": "{{ xinference_root }}"}
+    started = {**root, "address": "127.0.0.1"}
+    steps = [
+        ("foreseen", {module: started, "check_mode": True}),
+        ("nothing", {module: {**root, "state": "stopped"}}),
+        ("first", {module: started}),
+        ("second", {module: started}),
+        ("still", {module: {**root, "state": "stopped"}, "check_mode": True}),
+        ("third", {module: started}),
+        ("end", {module: {**root, "state": "stopped"}}),
+        ("ended", {module: {**root, "state": "stopped"}}),
+        ("nowhere", {module: {**root, "address": "198.51.100.7", "others": []}}),
+        ("bare", {module: {**root, "state": "rubbish"}, "ignore_errors": True}),
+    ]
+    names = [name for name, _step in steps]
+    facts = "{" + ", ".join(f"'{name}': {name}" for name in names) + "}"
+    keep = {
+        "content": f"{{{{ {facts} | to_json }}}}",
+        "dest": "{{ result_dir }}/{{ inventory_hostname }}.json",
+        "mode": "0600",
+    }
+    tasks = [*({**step, "register": name} for name, step in steps), {"ansible.builtin.copy": keep}]
+    play = {"hosts": "xinference", "gather_facts": False, "tasks": tasks}
+    (fleet.place / "play.json").write_text(json.dumps([play]))
+    command = fleet.command()
+    (fleet.place / "play.json").write_text(json.dumps([play]))
+    done = subprocess.run(command, env=fleet.surroundings(), stdout=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    for name in fleet.names:
+        found = json.loads((fleet.place / "results" / f"{name}.json").read_text())
+        changed = {step: found[step]["changed"] for step in names[:-1]}
+        assert changed == {
+            **{"foreseen": True, "nothing": False, "first": True, "second": False, "still": True},
+            **{"third": False, "end": True, "ended": False, "nowhere": False},
+        }
+        assert found["first"]["port"] == found["second"]["port"] == found["third"]["port"] != 0
+        assert (found["first"]["address"], found["end"]["port"], found["foreseen"]["port"]) == ("127.0.0.1", 0, 0)
+        assert "No address of this host" in found["nowhere"]["msg"] and found["nowhere"]["port"] == 0
+        assert found["bare"]["failed"] and "PRIVATE KEY" not in json.dumps(found)
+    assert fleet.listening() == []
 
 
 def test_a_host_that_lies_is_named_and_does_no_harm(make: Make, bundle: Path) -> None:

@@ -21,7 +21,7 @@ import re
 import signal
 import socket
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Iterable, Iterator, NamedTuple
 
@@ -77,15 +77,21 @@ def start(
     if not RUN.fullmatch(run):
         raise StoreError(f"{run!r} is not the name of a run (8 to 64 hex digits).")
     store.make_directory(store.state)
+    with _swept(store):
+        return _start(store, run, credential, (address, port), {"idle": idle, "limit": limit, "keep": keep})
+
+
+@contextmanager
+def _swept(store: Store) -> Iterator[None]:
+    """Remove what servers left that crashed. One at a time: a file that is not locked yet looks like one of those."""
     turn = _open(store.state / "peer.lock", 0)
     try:
-        # One at a time: until it is locked, the file of a new server looks like one that was left over.
         fcntl.flock(turn, fcntl.LOCK_EX)
         for path in store.state.glob("peer-*.json"):
-            with path.open() as file:
+            with suppress(FileNotFoundError), path.open() as file:
                 if not _held(file.fileno()):
                     path.unlink()
-        return _start(store, run, credential, (address, port), {"idle": idle, "limit": limit, "keep": keep})
+        yield
     finally:
         os.close(turn)
 
@@ -126,8 +132,9 @@ def stop(store: Store, servers: Iterable[Standing]) -> None:
                 break
         else:
             raise StoreError(f"The server of blobs with the process id {server.pid} does not end; end it by hand.")
-        if path.exists():
-            path.unlink()
+    if store.state.is_dir():
+        with _swept(store):
+            pass
 
 
 def own_address(name: str, others: Iterable[str], session: str = "") -> str:

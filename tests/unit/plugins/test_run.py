@@ -124,7 +124,9 @@ def test_what_is_there_for_a_while_only_is_known_of_all_hosts(tmp_path: Path) ->
     notes = Notes(Run(tmp_path))
     one, two, three = BLOBS
     notes.missing("a", {one: 1, two: 2}, [two, three])
-    notes.missing("b", BLOBS, [three])
+    notes.missing("b", BLOBS, [three], {"sent_bytes": 7})
+    notes.peer("b", "10.0.0.2", 4000, [])
+    assert (notes.counted("b"), notes.counted("a"), notes.counted("c")) == ({"sent_bytes": 7}, {}, {})
     assert notes.passing(["a", "b", "c"]) == {two, three}
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import socket
 import threading
 import time
@@ -20,18 +19,10 @@ from ansible_collections.airgap.xinference.plugins.module_utils.bundle.digest im
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.peer import Credential
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.peer_server import Server
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.store import Store
-from test_peer import key_pair
 
 CONTENT = random.Random(3).getrandbits(8 * 2_000_000).to_bytes(2_000_000, "little")
 DIGEST = hash_bytes(CONTENT)
 SIZE = len(CONTENT)
-
-
-@pytest.fixture(scope="module")
-def pem(tmp_path_factory: pytest.TempPathFactory) -> str:
-    if shutil.which("openssl") is None:
-        pytest.skip("makes its keys with openssl")
-    return key_pair(tmp_path_factory.mktemp("keys"))
 
 
 @pytest.fixture
@@ -213,7 +204,12 @@ def test_a_peer_that_cannot_be_reached_is_tried_once(
 ) -> None:
     tried = []
     connect = socket.create_connection
-    monkeypatch.setattr(socket, "create_connection", lambda *where: tried.append(where) or connect(*where))
+
+    def watched(*where: Any) -> socket.socket:
+        tried.append(where)
+        return connect(*where)
+
+    monkeypatch.setattr(socket, "create_connection", watched)
     nobody = Nobody()
     for number in range(50):
         controller.fetch(nobody, digest=f"sha256:{number:064x}", size=5)
@@ -251,7 +247,7 @@ def test_a_full_disk_ends_the_session_with_the_reason(
     def full(*_arguments: Any) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(receive.os, "pwrite", full)
+    monkeypatch.setattr(os, "pwrite", full)
     controller.fetch(peer)
     failed = controller.hear(frames.FAILED)
     assert failed["kind"] == "full" and "The disk is full" in failed[frames.FAILED]

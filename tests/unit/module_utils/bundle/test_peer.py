@@ -8,14 +8,12 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import shutil
 import socket
 import ssl
-import subprocess
 import threading
 import time
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Callable, Iterator
 
 import pytest
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle import peer_process, peer_server
@@ -27,29 +25,6 @@ from ansible_collections.airgap.xinference.plugins.module_utils.bundle.store imp
 CONTENT = random.Random(7).getrandbits(8 * 3_000_000).to_bytes(3_000_000, "little")
 DIGEST = hash_bytes(CONTENT)
 SIZE = len(CONTENT)
-
-
-def key_pair(place: Path) -> str:
-    """A key pair as the controller makes it; this Python may lack what the controller has."""
-    pem = place / f"{time.monotonic_ns()}.pem"
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
-            *("-days", "1", "-subj", "/CN=test", "-addext", "basicConstraints=critical,CA:FALSE"),
-            *("-keyout", str(pem), "-out", "-"),
-        ],
-        check=True,
-        stdout=(pem.with_suffix(".crt")).open("wb"),
-        stderr=subprocess.DEVNULL,
-    )
-    return pem.read_text() + pem.with_suffix(".crt").read_text()
-
-
-@pytest.fixture(scope="module")
-def pem(tmp_path_factory: pytest.TempPathFactory) -> str:
-    if shutil.which("openssl") is None:
-        pytest.skip("makes its keys with openssl")
-    return key_pair(tmp_path_factory.mktemp("keys"))
 
 
 @pytest.fixture(scope="module")
@@ -282,9 +257,9 @@ def test_nothing_but_blobs_can_be_asked_for(store: Store, credential: Credential
             assert not answer or answer.startswith(b"HTTP/1.1 400 ")
 
 
-def test_strangers_are_not_let_in(store: Store, credential: Credential, tmp_path: Path) -> None:
+def test_strangers_are_not_let_in(store: Store, credential: Credential, key_pair: Callable[[], str]) -> None:
     store.blob_path(DIGEST).write_bytes(CONTENT)
-    stranger = Credential(key_pair(tmp_path))
+    stranger = Credential(key_pair())
     unchecked = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     unchecked.check_hostname = False
     unchecked.verify_mode = ssl.CERT_NONE
@@ -305,9 +280,9 @@ def test_strangers_are_not_let_in(store: Store, credential: Credential, tmp_path
 
 
 def test_a_server_with_another_certificate_is_not_believed(
-    store: Store, credential: Credential, tmp_path: Path
+    store: Store, credential: Credential, key_pair: Callable[[], str]
 ) -> None:
-    with serving(store, Credential(key_pair(tmp_path))) as server, pytest.raises(PeerError) as caught:
+    with serving(store, Credential(key_pair())) as server, pytest.raises(PeerError) as caught:
         got(server, credential)
     assert caught.value.gone
 
@@ -478,7 +453,9 @@ def test_runs_side_by_side_do_not_end_each_other(store: Store, credential: Crede
 def test_what_a_crash_left_is_no_server(store: Store, credential: Credential) -> None:
     found = peer_process.start(store, RUN, credential, "127.0.0.1", 0, 60, 60)
     os.kill(found.pid, 9)
-    assert ends(found.pid) and peer_process.standing(store) == []
+    assert ends(found.pid) and peer_process.standing(store) == [] and list(store.state.glob("peer-*"))
+    peer_process.stop(store, [])
+    assert not list(store.state.glob("peer-*"))
     again = peer_process.start(store, RUN, credential, "127.0.0.1", 0, 60, 60)
     assert peer_process.standing(store) == [again]
     peer_process.stop(store, [again, found])
