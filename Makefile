@@ -79,6 +79,13 @@ bench-plan: test-tools ## Measure planning for a bundle of 300 GB and 40,000 fil
 bench-ship: test-tools ## Measure shipping beside ssh, rsync and copy (2 GiB each), into build/bench/ship.json
 	PYTHONPATH=$(COLLECTIONS) python tests/bench/ship.py
 
+.PHONY: bench-fanout bench-peers
+bench-fanout: test-tools ## Measure shipping to 1, 2, 4 and 8 hosts over a slow link, into build/bench/fanout.json (root)
+	PYTHONPATH=$(COLLECTIONS) python tests/bench/fanout.py
+
+bench-peers: test-tools ## Measure ways to pass blobs from host to host, into build/bench/peer_ways.json (root)
+	PYTHONPATH=$(COLLECTIONS) python tests/bench/peer_ways.py
+
 bench: test-tools ## Measure convergence on a real server, into build/bench/converge.json
 	PYTHONPATH=$(COLLECTIONS) python tests/bench/converge.py
 

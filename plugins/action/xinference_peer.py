@@ -48,6 +48,11 @@ class ActionModule(ActionBase):
         if not self._task.check_mode:
             arguments["credential"] = run.credential()
         answer = self._execute_module("airgap.xinference.xinference_peer", arguments, task_vars=task_vars)
+        if not answer.get("failed") and not answer.get("address"):
+            # Names that only the controller knows; sudo may have hidden from the module how it was reached.
+            arguments["session"] = self._low_level_execute_command("echo $SSH_CONNECTION", sudoable=False)["stdout"]
+            if arguments["session"].strip():
+                answer = self._execute_module("airgap.xinference.xinference_peer", arguments, task_vars=task_vars)
         result.update(answer)
         if answer.get("port") and not self._task.check_mode:
             notes.peer(host, answer["address"], answer["port"], answer["has"])

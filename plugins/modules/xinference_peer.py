@@ -79,6 +79,11 @@ options:
     type: list
     elements: str
     default: []
+  session:
+    description:
+      - What E(SSH_CONNECTION) says where the controller logs in. The action plugin finds out when it is needed.
+    type: str
+    default: ""
   run:
     description: The name of the run of the playbook. The action plugin sets it.
     type: str
@@ -152,6 +157,7 @@ def main() -> None:
             "others": {"type": "list", "elements": "str", "default": []},
             "wanted": {"type": "list", "elements": "str", "default": []},
             "keep": {"type": "list", "elements": "str", "default": []},
+            "session": {"type": "str", "default": ""},
             "run": {"type": "str", "default": ""},
             "credential": {"type": "str", "no_log": True},
         },
@@ -178,7 +184,8 @@ def _started(module: AnsibleModule, store: Store, mine: list[Standing]) -> dict[
     for server in mine:
         if credential is None or server.fingerprint == credential.fingerprint:
             return {"changed": False, "address": server.address, "port": server.port}
-    address = own_address(options["address"], options["others"], os.environ.get("SSH_CONNECTION", ""))
+    session = options["session"] or os.environ.get("SSH_CONNECTION", "")
+    address = own_address(options["address"], options["others"], session)
     nowhere = {"changed": False, "address": "", "port": 0}
     if not address:
         tried = ", ".join(name for name in [options["address"], *options["others"]] if name)

@@ -84,6 +84,8 @@ class Work:
         ordered = sorted(steps, key=lambda step: (step.digest not in self._sources, -step.travels, step.digest))
         self._steps = deque(ordered)
         self._waiting = {step.digest: step for step in self._steps}
+        self.sizes = {step.digest: step.size for step in self._steps}
+        """Of every blob, in bytes."""
         self._changed = threading.Condition()
         self._finished = self._stopped = False
 

@@ -349,11 +349,13 @@ class _Judge:
     ) -> None:
         self._work, self._progress, self._tally, self._names = work, progress, tally, names
         self._fetched = fetched
+        self._sizes = work.sizes
         self._damaged: set[str] = set()
         self._refused: dict[str, int] = {}
 
     def hear(self, kind: str, frame: Mapping[str, Any]) -> None:
         """Note one answer, and have sent again what needs it. Raises TransportError."""
+        self._refuse_what_was_never_said(kind, frame)
         if kind == frames.VERIFIED:
             self._count(frame[frames.VERIFIED], frame["size"])
             self._fetched.given(frame[frames.VERIFIED], str(frame.get("source", "")), self._tally)
@@ -384,6 +386,15 @@ class _Judge:
             self._again(digest, frame["offset"], more)
         elif kind == frames.FAILED:
             raise _failure(frame)
+
+    def _refuse_what_was_never_said(self, kind: str, frame: Mapping[str, Any]) -> None:
+        """A host that speaks of other blobs, or larger ones, heard something else: it would wait for them for ever."""
+        if kind not in (frames.VERIFIED, frames.DAMAGED, frames.REFUSED, frames.GOT):
+            return
+        told = frame[kind] if kind == frames.GOT else {frame[kind]: frame.get("offset", 0)}
+        for digest, count in told.items():
+            if count > self._sizes.get(digest, -1):
+                raise TransportError(f"the host understood something else: {count} bytes of {digest}")
 
     def conclude(self) -> None:
         """When the host has answered for every blob, there is nothing more to send."""

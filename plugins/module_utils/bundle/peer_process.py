@@ -150,7 +150,7 @@ def own_address(name: str, others: Iterable[str], session: str = "") -> str:
     far = [address for address in found if not _is_loopback(address)]
     if far:
         return far[0]
-    return near[0] if near and all(_is_loopback(address) for address in ways) else ""
+    return near[0] if near and ways and all(_is_loopback(address) for address in ways) else ""
 
 
 def _addresses(name: str) -> list[str]:

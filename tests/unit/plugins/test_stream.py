@@ -130,6 +130,26 @@ def test_what_arrives_damaged_twice_is_named(site):
     assert site.missing().missing == {DIGEST: len(BIG)}
 
 
+@pytest.mark.parametrize("old, new", [(DIGEST, hash_bytes(b"other")), ('"size":5', '"size":6')])
+def test_what_reached_the_host_as_something_else_is_noticed_and_sent_again(site, old, new):
+    """A bit that flips in the memory of a host, say: it receives something that nobody sends, and waits for more."""
+    first = f'{{"blob":"{DIGEST}","size":{len(BIG)}'
+    garble = site.place / "garble.py"
+    garble.write_text(
+        "import os\n"
+        "while data := os.read(0, 65536):\n"
+        f"    data = data.replace({first.encode()!r}, {first.replace(old, new).encode()!r})\n"
+        "    while data: data = data[os.write(1, data):]\n"
+    )
+    shell = site.script("garbling", f'{sys.executable} {garble} | /bin/sh -c "$1"')
+    with pytest.raises(TransportError, match="the host understood something else"):
+        site.stream([Launcher((shell,), own=False)]).send(
+            travelling(transfer_plan(site.sizes, (), {})), Progress("site1", 1, print), Tally()
+        )
+    site.send(site.missing().partial)
+    assert not site.missing().missing
+
+
 def test_a_bundle_that_goes_away_is_the_end(site):
     site.bundle.blob_path(DIGEST).unlink()
     with pytest.raises(Hopeless, match="the bundle cannot be read: No such file"):

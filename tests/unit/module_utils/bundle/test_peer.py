@@ -483,6 +483,7 @@ def test_the_address_is_one_that_others_can_use(monkeypatch: pytest.MonkeyPatch)
     assert own("gate", ["far"]) == "10.9.0.4"
     assert own("gate", ["nowhere"], "10.1.1.1 5022 10.9.0.4 22") == "10.9.0.4"
     assert own("gate", ["nowhere"]) == ""
+    assert own("here", []) == own("here", ["nowhere"], "127.0.0.1 5022 127.0.1.1 22") == ""
     # Hosts that are all on one machine.
     assert own("here", ["local"]) == "127.0.1.1"
     assert own("here", ["local", "far"]) == "10.9.0.4"
