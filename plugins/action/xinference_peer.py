@@ -16,7 +16,7 @@ display = Display()
 
 OTHERS = 3
 """Hosts that are named to a host, for it to find its own address by."""
-ASKED = 2000
+ASKED = 500
 """Blobs a host is asked about at most, the largest: a list of all could be longer than what it saves."""
 
 

@@ -22,11 +22,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-
 _NAME = re.compile(r"([0-9]+)-([0-9]*)")
 _KEY = "credential.pem"
 
@@ -93,6 +88,12 @@ def new_credential() -> str:
     The certificate names nobody and vouches for nobody: both sides compare it as a whole. It is valid at all times,
     because the clocks of hosts without a network differ, and it is thrown away anyway.
     """
+    # ansible-core brings this library; it is large, and all but one of the processes do without.
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "xinference-peer")])
     usage = {

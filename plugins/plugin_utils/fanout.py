@@ -142,7 +142,8 @@ def _above(
     else:
         above = []
     chosen = list(dict.fromkeys([*above[:NEAR], *above[-1:]]))
-    return [Source(line[place], *_peer(members[line[place]])) for place in chosen]
+    found = ((line[place], members[line[place]].peer) for place in chosen)
+    return [Source(name, *peer) for name, peer in found if peer]
 
 
 def _parents(place: int, tops: int) -> list[int]:
@@ -153,8 +154,3 @@ def _parents(place: int, tops: int) -> list[int]:
         place = below % tops if below < DEGREE * tops else tops + (below - DEGREE * tops) // DEGREE
         found.append(place)
     return found
-
-
-def _peer(member: Member) -> tuple[str, int]:
-    assert member.peer is not None
-    return member.peer

@@ -85,7 +85,7 @@ def test_over_ssh_the_controller_sends_about_one_bundle_and_the_second_run_nothi
     make: Make, ssh_host: SshHost, bundle: Path
 ) -> None:
     fleet = make(4, variables={**ssh_host.variables(), "ansible_connection": "ssh"})
-    results = fleet.ship()
+    results = fleet.ship("-vvvv")
     size = Bundle.open(bundle).size
     assert sorted(results) == fleet.names and all(fleet.complete(name) for name in fleet.names)
     assert size <= total(results, "sent_bytes") <= 1.1 * size

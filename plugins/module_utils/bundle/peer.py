@@ -221,7 +221,8 @@ class Peer:
         return connection
 
     def _receive(self) -> bytes:
-        assert self._connection is not None
+        if self._connection is None:
+            return b""
         try:
             return self._connection.recv(RECORD)
         except OSError as error:
