@@ -13,7 +13,7 @@ import socket
 import subprocess
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List
+from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import pytest
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import Bundle
@@ -202,7 +202,7 @@ def test_the_module_starts_one_server_for_a_run_and_ends_it(make: Make) -> None:
     module = "airgap.xinference.xinference_peer"
     root = {"root": "{{ xinference_root }}"}
     started = {**root, "address": "127.0.0.1"}
-    steps = [
+    steps: List[Tuple[str, Dict[str, Any]]] = [
         ("foreseen", {module: started, "check_mode": True}),
         ("nothing", {module: {**root, "state": "stopped"}}),
         ("first", {module: started}),
