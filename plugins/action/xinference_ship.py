@@ -97,7 +97,7 @@ class ActionModule(ActionBase):
             with screen(host, self._task._uuid, task_vars) as say:
                 job = _Job(self, bundle, chosen.artifacts, options, host, task_vars, say)
                 result.update(job.rehearse() if self._task.check_mode else job.do_or_wait())
-                say.count(result)
+                say.count({"sent_bytes": 0} if result.get("waiting") else result)
         except (BundleError, ShippingError, OSError) as error:
             raise AnsibleActionFail(f"{host}: {error}", result=getattr(error, "details", {})) from error
         return result
@@ -221,6 +221,7 @@ class _Job:
         counted["blobs"] = answer["blobs"]
         self.fleet.wait(missing, {layer.digest for image in self.images for layer in image.layers}, counted)
         numbers = self._numbers(False, answer["given_bytes"], answer["hashed_bytes"], answer["blobs"])
+        numbers["skipped_bytes"] = max(0, numbers["skipped_bytes"] - sum(missing.values()))
         return {**numbers, "waiting": True, "artifacts": {}}
 
     def do(self) -> dict[str, Any]:
