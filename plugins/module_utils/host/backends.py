@@ -23,7 +23,7 @@ def refuse_other(root: Path, wanted: str, docker_host: Optional[str] = None) -> 
 
     It has to be stopped by what knows it, before another release takes its place.
     """
-    known = _backend(root)
+    known = backend_in_force(root)
     if known in ("", wanted):
         return
     try:
@@ -41,7 +41,7 @@ def refuse_other(root: Path, wanted: str, docker_host: Optional[str] = None) -> 
         )
 
 
-def _backend(root: Path) -> str:
+def backend_in_force(root: Path) -> str:
     """The backend of the release in force, empty when there is none."""
     try:
         return str(json.loads((root / "current" / "server.json").read_text(encoding="utf-8"))["backend"])

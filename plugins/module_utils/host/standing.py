@@ -17,7 +17,8 @@ from typing import Any, Dict, List, Mapping, Optional
 
 from ..server.client import Client, ServerError
 from ..server.running import Running, look
-from . import container, docker_release
+from . import container
+from .backends import backend_in_force
 from .docker_cli import Docker, DockerError
 from .native_ctl import Native, ServiceError
 from .release import current
@@ -45,9 +46,7 @@ def server(root: Path, docker_host: Optional[str] = None) -> Dict[str, Any]:
     if not found["release"]:
         return found
     try:
-        found.update(
-            _in_container(root, docker_host) if (root / "current" / docker_release.VIEW).exists() else _native(root)
-        )
+        found.update(_in_container(root, docker_host) if backend_in_force(root) == "docker" else _native(root))
     except (DockerError, ServiceError, OSError, ValueError, KeyError) as error:
         found.update(state="unknown", problem=str(error))
     return found
@@ -61,7 +60,7 @@ def models(root: Path, client: Client) -> List[Dict[str, Any]]:
     running = look(client)
     rows = [_model(one) for _uid, one in sorted(running.items())]
     rows += [
-        {**_row(uid, "missing"), "error": "it is in the release and not on the server"}
+        {**_row(uid, "missing"), "error": "it is in the release and not on the server; playbooks/models.yml launches it"}
         for uid in _absent(root, running)
     ]
     return rows

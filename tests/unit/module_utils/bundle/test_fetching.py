@@ -227,7 +227,7 @@ def test_a_peer_that_stalls_is_left(tmp_path: Path, pem: str, hasty: None) -> No
         peer.port = silent.getsockname()[1]
         began = time.monotonic()
         controller.fetch(peer)
-        assert controller.hear(frames.REFUSED)["offset"] == 0 and time.monotonic() - began < 5
+        assert controller.hear(frames.REFUSED)["offset"] == 0 and time.monotonic() - began < 60
     controller.end()
 
 

