@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import time
+from importlib.util import find_spec
 from typing import Any
 
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure, AnsibleError
@@ -82,7 +83,7 @@ class ActionModule(ActionBase):
         )
         with screen(host, self._task._uuid, task_vars) as say:
             bundle, artifacts, findings = self._look_at_bundle(options, say)
-        findings += judge_variables(task_vars) + judge_access(needs) + judge_models(needs, bundle)
+        findings += _controller(needs) + judge_variables(task_vars) + judge_access(needs) + judge_models(needs, bundle)
         facts = self._look_at_host(options, needs, artifacts, task_vars)
         findings += judge_host(needs, facts, bundle, artifacts) if "place" in facts else [_unusable(facts)]
         problems = [finding for finding in findings if finding.severity == PROBLEM]
@@ -142,6 +143,14 @@ class ActionModule(ActionBase):
         if "clock" in facts:
             facts["clock_skew"] = skew(float(facts["clock"]), before, time.time())
         return facts
+
+
+def _controller(needs: Needs) -> list[Finding]:
+    """What a backend needs where Ansible runs; nothing but the import tells whether it is there."""
+    if needs.backend != "docker" or find_spec("ansible_collections.community.docker") is not None:
+        return []
+    cure = "pip install -r requirements/docker.txt there, or ansible-galaxy collection install community.docker"
+    return [Finding("controller", "the collection community.docker on the controller", "it is not there", cure)]
 
 
 def _unusable(facts: dict[str, Any]) -> Finding:

@@ -60,7 +60,10 @@ def models(root: Path, client: Client) -> List[Dict[str, Any]]:
     running = look(client)
     rows = [_model(one) for _uid, one in sorted(running.items())]
     rows += [
-        {**_row(uid, "missing"), "error": "it is in the release and not on the server; playbooks/models.yml launches it"}
+        {
+            **_row(uid, "missing"),
+            "error": "it is in the release and not on the server; playbooks/models.yml launches it",
+        }
         for uid in _absent(root, running)
     ]
     return rows
