@@ -122,7 +122,7 @@ demo-fleet: test-tools $(WEIGHTS) ## Serve two air-gapped hosts with Docker and 
 	@$(FLEET_PLAYBOOK) playbooks/bundle.yml
 	@$(FLEET_PLAYBOOK) playbooks/site.yml
 	@$(FLEET_PLAYBOOK) playbooks/status.yml
-	@echo "To go on with them: $(FLEET_PLAYBOOK) playbooks/..."
+	@echo "To go on with them: . $(VENV)/bin/activate; $(FLEET_PLAYBOOK) playbooks/..."
 
 demo-fleet-stop: controller ## Remove the hosts of make demo-fleet
 	@tests/testbed/testbed down --directory $(FLEET)/hosts fleet
