@@ -106,7 +106,7 @@ def test_every_fault_of_every_host_is_in_one_table(
 
     def table(output: str) -> str:
         lines = output[output.index("HOST ") : output.index("Ready:")]
-        # Ports, processes, free space and seconds differ from run to run, and what the network says of a host that is off.
+        # Numbers differ from run to run, and so does what the network says of a host that is off.
         return re.sub(r"(connect to host N port N:) .*", r"\1", re.sub(r"\d[\d.]*", "N", lines))
 
     assert table(checked.output) == table(run.output)
