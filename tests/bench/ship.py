@@ -33,6 +33,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -425,6 +426,8 @@ def main() -> int:
     parser.add_argument("--loads", nargs="+", default=list(COUNTS), choices=list(COUNTS), help="only these")
     parser.add_argument("--report", type=Path, default=REPORT)
     options = parser.parse_args()
+    # What was set up is taken away, too, when somebody ends this.
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(143))
     report = json.loads(options.report.read_text()) if options.report.exists() else {}
     install_rsync()
     with bench_on_a_host() as bench:

@@ -697,6 +697,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="the seed of the first try; those after it count up")
     parser.add_argument("--report", type=Path, default=REPORT)
     options = parser.parse_args()
+    # What was set up is taken away, too, when somebody ends this.
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(143))
     seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
     rows, problems = [], []
     with lab() as place:
