@@ -92,7 +92,7 @@ def test_the_certificate_names_nobody_vouches_for_nobody_and_is_always_valid(tmp
     store.receive()
     digest = "sha256:ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73"
     store.blob_path(digest).write_bytes(content)
-    server = Server(tmp_path, credential, "127.0.0.1", idle=0.3)
+    server = Server(tmp_path, credential, "127.0.0.1", idle=5)
     pid = os.fork()
     if not pid:
         server.serve()

@@ -61,10 +61,11 @@ class Site:
         for digest, content in blobs.items():
             whole = len(content) == SIZES[digest]
             (store.blob_path(digest) if whole else store.partial_path(digest)).write_bytes(content)
-        server = Server(store.root, Credential(self.pem), "127.0.0.1", idle=1, patience=patience)
+        server = Server(store.root, Credential(self.pem), "127.0.0.1", idle=60, patience=patience)
         thread = threading.Thread(target=server.serve)
         thread.start()
         yield Source(name, "127.0.0.1", server.port)
+        server._idle = 0.2
         thread.join(20)
 
     def send(self, sources: Mapping[str, List[Source]], partial: Mapping[str, int] | None = None, **more: Any) -> Tally:

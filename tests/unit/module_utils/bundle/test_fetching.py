@@ -89,7 +89,7 @@ class Peer:
     def __init__(self, root: Path, pem: str, **more: Any) -> None:
         self.store = Store(root)
         self.store.receive()
-        self.server = Server(root, Credential(pem), "127.0.0.1", **{"idle": 1, "patience": 1, **more})
+        self.server = Server(root, Credential(pem), "127.0.0.1", **{"idle": 60, "patience": 1, **more})
         self.port = self.server.port
         threading.Thread(target=self.server.serve, daemon=True).start()
 
@@ -152,7 +152,7 @@ def test_the_next_source_goes_on_where_the_one_before_broke_off(
 ) -> None:
     cut = Peer(tmp_path / "cut", pem, patience=0.6)
     cut.store.partial_path(DIGEST).write_bytes(CONTENT[:700_000])
-    whole = Peer(tmp_path / "whole", pem, idle=4).has(CONTENT)
+    whole = Peer(tmp_path / "whole", pem).has(CONTENT)
     controller.fetch(Nobody(), cut, whole)
     assert controller.hear(frames.VERIFIED, frames.REFUSED).get("source") == f"127.0.0.1:{whole.port}"
     assert (cut.server.sent, whole.server.sent) == (700_000, SIZE - 700_000)
@@ -256,7 +256,7 @@ def test_a_full_disk_ends_the_session_with_the_reason(
 
 def test_a_controller_that_goes_away_ends_it_while_a_peer_is_waited_for(tmp_path: Path, pem: str) -> None:
     controller = Controller(tmp_path / "mine", pem)
-    waiting = Peer(tmp_path / "peer", pem, patience=20, idle=20)
+    waiting = Peer(tmp_path / "peer", pem, patience=20)
     controller.fetch(waiting)
     time.sleep(0.3)
     os.close(controller.target)

@@ -41,13 +41,14 @@ def store(tmp_path: Path) -> Store:
 
 @contextlib.contextmanager
 def serving(store: Store, credential: Credential, **more: Any) -> Iterator[Server]:
-    """A server in a thread; it ends by its idle time when nobody is connected any more."""
-    server = Server(store.root, credential, "127.0.0.1", **{"idle": 0.2, "patience": 1.0, **more})
+    """A server in a thread; at the end of the block it ends by its idle time, when nobody is connected any more."""
+    server = Server(store.root, credential, "127.0.0.1", **{"idle": 60, "patience": 1.0, **more})
     thread = threading.Thread(target=server.serve)
     thread.start()
     try:
         yield server
     finally:
+        server._idle = 0.2
         thread.join(30)
         assert not thread.is_alive()
 
@@ -83,14 +84,13 @@ def test_one_connection_serves_many_requests(store: Store, credential: Credentia
 
 def test_a_connection_that_ended_meanwhile_is_made_again(store: Store, credential: Credential) -> None:
     store.blob_path(DIGEST).write_bytes(CONTENT)
-    with serving(store, credential, idle=8) as server:
+    with serving(store, credential) as server:
         peer = Peer("127.0.0.1", server.port, credential, 5)
         list(peer.fetch(DIGEST, SIZE - 1, SIZE))
         assert peer._connection is not None
         peer._connection.shutdown(socket.SHUT_RDWR)
         assert b"".join(peer.fetch(DIGEST, SIZE - 1, SIZE)) == CONTENT[-1:]
         peer.close()
-        server._idle = 0.2
 
 
 def test_a_blob_that_still_grows_is_passed_on_at_once_and_survives_its_new_name(
@@ -124,7 +124,7 @@ def test_a_chain_of_hosts_does_not_wait_for_the_end(tmp_path: Path, credential: 
     for store in stores:
         store.receive()
     with contextlib.ExitStack() as stack:
-        servers = [stack.enter_context(serving(store, credential, idle=1)) for store in stores]
+        servers = [stack.enter_context(serving(store, credential)) for store in stores]
 
         def pass_on(number: int) -> None:
             port = servers[number - 1].port
@@ -200,7 +200,7 @@ def test_a_blob_that_does_not_go_on_is_broken_off(store: Store, credential: Cred
 
 def test_what_leaves_the_store_is_kept_for_those_who_come_later(store: Store, credential: Credential) -> None:
     gone = hash_bytes(b"not kept")
-    with serving(store, credential, keep=[DIGEST, gone], patience=0.3, idle=1.5) as server:
+    with serving(store, credential, keep=[DIGEST, gone], patience=0.3) as server:
         time.sleep(0.1)
         store.blob_path(DIGEST).write_bytes(CONTENT)
         deadline = time.monotonic() + 5
@@ -215,13 +215,12 @@ def test_what_leaves_the_store_is_kept_for_those_who_come_later(store: Store, cr
 @pytest.mark.parametrize("there", [0, 5000])
 def test_who_hangs_up_while_nothing_comes_is_not_waited_for(store: Store, credential: Credential, there: int) -> None:
     store.partial_path(DIGEST).write_bytes(CONTENT[:there])
-    with serving(store, credential, patience=30, idle=0.5) as server:
-        began = time.monotonic()
+    # The server ends in time only if it notices: it would wait for the blob for five minutes.
+    with serving(store, credential, patience=300) as server:
         chunks = fetch("127.0.0.1", server.port, credential, DIGEST, 0, SIZE, stall=0.3)
         with pytest.raises(PeerError, match="no answer in time"):
             for _chunk in chunks:
                 pass
-    assert time.monotonic() - began < 60
 
 
 def test_links_and_other_things_are_not_served(store: Store, credential: Credential, tmp_path: Path) -> None:
@@ -265,7 +264,7 @@ def test_strangers_are_not_let_in(store: Store, credential: Credential, key_pair
     unchecked = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     unchecked.check_hostname = False
     unchecked.verify_mode = ssl.CERT_NONE
-    with serving(store, credential, idle=1) as server:
+    with serving(store, credential) as server:
         with pytest.raises(PeerError, match="is not who it should be") as caught:
             got(server, stranger)
         assert caught.value.gone
@@ -292,7 +291,7 @@ def test_a_server_with_another_certificate_is_not_believed(
 def test_silent_strangers_neither_block_nor_keep_it_alive(store: Store, credential: Credential) -> None:
     store.blob_path(DIGEST).write_bytes(CONTENT)
     silent = []
-    with serving(store, credential, idle=1.5) as server:
+    with serving(store, credential) as server:
         silent = [socket.create_connection(("127.0.0.1", server.port), 5) for _number in range(8)]
         assert got(server, credential) == CONTENT
     for connection in silent:
@@ -304,7 +303,7 @@ def test_there_are_never_too_many_connections(
 ) -> None:
     store.blob_path(DIGEST).write_bytes(CONTENT)
     monkeypatch.setattr(peer_server, "CONNECTIONS", 2)
-    with serving(store, credential, idle=1) as server:
+    with serving(store, credential) as server:
         peers = [Peer("127.0.0.1", server.port, credential, 5) for _number in range(3)]
         for peer in peers[:2]:
             assert list(peer.fetch(DIGEST, SIZE - 1, SIZE))
