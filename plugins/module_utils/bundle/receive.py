@@ -287,6 +287,7 @@ class Receiver:
         self._threads = threads
         self._commands = frames.Commands()
         self._answering = threading.Lock()
+        self._over = False
         self._changed = threading.Condition()
         self._arrivals: dict[str, Arrival] = {}
         self._leaving = threading.Event()
@@ -308,6 +309,10 @@ class Receiver:
             pass
         except (Failure, StoreError, OSError, frames.FrameError) as error:
             self.fail(error)
+        finally:
+            # A thread that still waits for another host has nobody to tell any more.
+            with self._answering:
+                self._over = True
 
     def _receive(self) -> None:
         commands = self._read()
@@ -455,7 +460,7 @@ class Receiver:
         data = frames.line(frame)
         try:
             with self._answering:
-                while data:
+                while data and not self._over:
                     data = data[os.write(self._target, data) :]
         except OSError:
             self._break()

@@ -84,8 +84,14 @@ class Line:
         return done
 
     def hang_up(self):
-        os.close(self.to_host)
+        self.close()
         self.gone()
+
+    def close(self):
+        """Once: the number may be another file's by now."""
+        if self.to_host >= 0:
+            os.close(self.to_host)
+        self.to_host = -1
 
     def gone(self):
         self.thread.join(WAIT)
@@ -98,10 +104,7 @@ def line(*args, **kwargs):
     try:
         yield made
     finally:
-        try:
-            os.close(made.to_host)
-        except OSError:
-            pass
+        made.close()
         made.gone()
 
 
@@ -348,3 +351,14 @@ def test_stamps_of_two_processes_come_together(tmp_path):
     two.commit()
     assert is_in(tmp_path, b"one") and is_in(tmp_path, b"two")
     assert len(json.loads((tmp_path / "state/stamps.json").read_text())["files"]) == 2
+
+
+def test_nobody_says_anything_after_the_end():
+    source, to_host = os.pipe()
+    from_host, target = os.pipe()
+    os.close(to_host)
+    receiver = Receiver(source, target)
+    receiver.run()
+    receiver.answer({"refused": "late"})
+    os.close(target)
+    assert os.read(from_host, 1000) == b""
