@@ -398,7 +398,7 @@ def test_the_key_is_loaded_without_memory_files_too(pem: str, tmp_path: Path, mo
 RUN = "0123456789abcdef"
 
 
-def ends(pid: int, seconds: float = 5) -> bool:
+def ends(pid: int, seconds: float = 40) -> bool:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
