@@ -44,7 +44,7 @@ def reading_at(bytes_a_second: int, directory: Path) -> Iterator[None]:
 
 def _disk(directory: Path) -> str:
     """Major and minor number of the whole disk that holds a directory; a limit on a partition is not accepted."""
-    device = os.stat(directory).st_dev
+    device = directory.stat().st_dev
     place = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve()
     if (place / "partition").exists():
         place = place.parent
