@@ -307,9 +307,13 @@ class _Job:
         }
 
     def _ask_for_layers(self, parts: list[Artifact], answer: Answer) -> Images:
-        """What the engine lacks. An image the host cannot ask its engine for yet counts with all its layers."""
+        """What the engine lacks. An image the host cannot ask its engine for yet counts with all its layers.
+
+        It asks with a library that is shipped, too: after a teardown its wheels may be there, and not unpacked.
+        """
         libraries = [part for part in parts if (part.kind, part.name) == LIBRARIES]
-        known = [image for image in self.images if not missing_blobs([*libraries, bare(image)], answer)]
+        unpacked = not any(Path(path).parent == Path(self.options["root"], "lib") for path in answer["made"])
+        known = [image for image in self.images if unpacked and not missing_blobs([*libraries, bare(image)], answer)]
         images = load(known, self._ask_engine, lambda _missing: None, self.say, True) if known else Images()
         for image in self.images:
             if image not in known:

@@ -64,6 +64,10 @@ def judge_place(needs: Needs, facts: Facts) -> list[Finding]:
     """Whether the root directory can be written and programs in it can be run."""
     place, user = facts["place"], facts["machine"]["user"]
     wanted = f"a directory {needs.root} that {user} can write"
+    if not needs.root.startswith("/"):
+        # The same path is given to services, containers and PYTHONPATH, which know neither ~ nor a current directory.
+        cure = "write xinference_root with a slash at the start"
+        return [Finding("root directory", "an absolute path", needs.root or "nothing", cure)]
     findings = []
     if place["obstacle"]:
         cure = "move that file, or choose another xinference_root"

@@ -149,6 +149,11 @@ def test_an_image_is_the_same_in_bundle_and_engines(
     rehearsed = ship(site, bundle, engine, [ONE, OTHER], "--check")
     assert not rehearsed["changed"] and actions(rehearsed) == ["keep", "keep"]
 
+    # As after a teardown: the wheels of the library that asks the engine are there, and not unpacked.
+    shutil.rmtree(site.root / "lib")
+    rehearsed = ship(site, bundle, engine, [ONE, OTHER], "--check")
+    assert rehearsed["changed"] and actions(rehearsed) == []
+
 
 def test_only_layers_the_engine_lacks_are_sent(
     builder: PrivateEngine, bundle: Path, engine: PrivateEngine, site: Site

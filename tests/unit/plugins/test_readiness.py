@@ -130,6 +130,12 @@ def test_a_root_that_cannot_be_used(values, found):
     assert finding.found == found and finding.cure
 
 
+@pytest.mark.parametrize("root", ["srv/xinference", "~/xinference", ""])
+def test_a_root_that_is_no_absolute_path(root):
+    (finding,) = judge_place(needs(root=root), facts())
+    assert finding.wanted == "an absolute path" and finding.found == (root or "nothing")
+
+
 @pytest.mark.parametrize(
     ("values", "check"),
     [
