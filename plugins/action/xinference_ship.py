@@ -16,6 +16,7 @@ from ansible.plugins.action import ActionBase
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.keep import packed
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import Artifact, Bundle, BundleError
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.manifest import IMAGES
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.sizes import bytes_of
 from ansible_collections.airgap.xinference.plugins.module_utils.host.system_facts import aes
 from ansible_collections.airgap.xinference.plugins.plugin_utils.bundles import (
     ALWAYS,
@@ -60,13 +61,15 @@ ARGUMENTS = {
     "cache_dir": {"type": "str"},
     "wait": {"type": "int", "default": 120},
     "streams": {"type": "int", "default": 1},
-    "rate_limit": {"type": "bytes"},
+    "rate_limit": {"type": "str"},
     "defer": {"type": "bool", "default": False},
     "together": {"type": "list", "elements": "str", "default": []},
     "deep": {"type": "bool", "default": False},
     "deep_bundle": {"type": "bool", "default": False},
 }
 
+SLOWEST = 16 * 1024
+"""Bytes a second below which a host would take the silence between two pieces for the end of its controller."""
 SMALL_MANIFEST = 64 * 1024
 """Bytes; a larger manifest, of some hundred files, is sent as a blob when the host turns out to lack it."""
 
@@ -86,6 +89,7 @@ class ActionModule(ActionBase):
         host = task_vars.get("inventory_hostname", "host")
 
         try:
+            options["rate_limit"] = rate_of(options["rate_limit"])
             bundle = Bundle.open(bundle_path(options["bundle"]))
             wishes = (options[name] for name in ("models", "backend", "images", "tools", "engines"))
             chosen = select(bundle, *wishes)
@@ -327,8 +331,8 @@ class _Job:
             ways = self.action.launchers(receive["aes"])
             if ways:
                 session = Session(
-                    self.options["root"],
-                    self.options["wait"],
+                    str(Path(receive["path"]).parent),  # without `~`, which means nothing to a receiver
+                    max(0, self.options["wait"]),
                     self.options["streams"],
                     self.options["rate_limit"],
                     self.fleet.credential() if sources else None,
@@ -419,6 +423,23 @@ def deduplicated(artifacts: list[Artifact]) -> int:
     once = {file.digest: file.size for artifact in artifacts for file in artifact.files}
     once |= {layer.digest: layer.size for artifact in artifacts for layer in artifact.layers}
     return sum(artifact.size for artifact in artifacts) - sum(once.values())
+
+
+def rate_of(text: str | None) -> int | None:
+    """Bytes a second that a limit lets pass, None for no limit.
+
+    Raises ShippingError for what is no number of bytes, and for what lets nothing pass, most likely without its unit.
+    """
+    if not text:
+        return None
+    how = "Say 50M for 50 MiB a second, or leave it empty for no limit (xinference_ship_rate_limit)."
+    try:
+        rate = bytes_of(text)
+    except ValueError as error:
+        raise ShippingError(f"The rate limit {error}. {how}") from error
+    if rate < SLOWEST:
+        raise ShippingError(f"A rate limit of {rate} bytes a second is too low to ship anything. {how}")
+    return rate
 
 
 def _named(artifact: Artifact) -> dict[str, Any]:
