@@ -132,9 +132,11 @@ def test_one_host_that_lacks_something_is_shipped_to_alone(make: Make, bundle: P
     assert fleet.output.count("listening") == 0 and fleet.listening() == []
 
 
-def test_it_can_be_switched_off(make: Make, bundle: Path) -> None:
-    fleet = make(2, variables={"xinference_ship_fanout": False})
-    results = fleet.ship()
+@pytest.mark.parametrize("place", ["inventory", "command line"])
+def test_it_can_be_switched_off(make: Make, bundle: Path, place: str) -> None:
+    fleet = make(2, variables={"xinference_ship_fanout": False} if place == "inventory" else {})
+    # Extra variables of the form key=value are text.
+    results = fleet.ship(*(["-e", "xinference_ship_fanout=false"] if place == "command line" else []))
     assert total(results, "sent_bytes") == 2 * Bundle.open(bundle).size
     assert total(results, "from_peers_bytes") == 0 and "listening" not in fleet.output
 
@@ -155,6 +157,26 @@ def test_hosts_that_cannot_listen_get_everything_from_the_controller_and_it_says
     assert total(results, "sent_bytes") == 3 * Bundle.open(bundle).size
     for name in fleet.names:
         assert fleet.output.replace("\n", " ").count(f"{name} does not pass blobs on: Cannot listen on 127.0.0.1") == 1
+def test_a_deep_verification_that_is_not_wanted_changes_nothing(make: Make, bundle: Path) -> None:
+    fleet = make(2)
+    results = fleet.ship("-e", "xinference_ship_deep=false")
+    assert total(results, "from_peers_bytes") > 0 and total(results, "sent_bytes") <= 1.1 * Bundle.open(bundle).size
+
+
+def test_notes_that_cannot_be_written_are_no_trouble_of_the_host(make: Make) -> None:
+    fleet = make(2, environment={"XDG_CACHE_HOME": "/proc/nowhere"})
+    assert fleet.ship(check=False) == {}
+    said = " ".join(fleet.output.split())
+    assert "on the controller cannot be written" in said and "set XDG_CACHE_HOME" in said
+
+
+def test_a_port_that_is_none_is_named(make: Make) -> None:
+    fleet = make(2, variables={"xinference_ship_peer_port": 70000})
+    fleet.ship()
+    assert all(fleet.complete(name) for name in fleet.names)
+    assert "70000 is not a port; choose one up to 65535" in fleet.output.replace("\n", " ")
+
+
 
 
 @pytest.mark.parametrize(("number", "why"), [(signal.SIGKILL, "cannot be reached"), (signal.SIGSTOP, "in time")])
