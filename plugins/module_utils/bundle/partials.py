@@ -77,6 +77,8 @@ class Partials:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._known: dict[str, Partial] = {}
+        self._others: dict[str, Any] = {}
+        """What is remembered of blobs of another set, whose next volume may come later."""
 
     def path(self, digest: str) -> Path:
         """Where a blob is put together; the directory is made if need be."""
@@ -112,7 +114,10 @@ class Partials:
         except (OSError, DocumentError):
             return
         for digest, entry in state.items() if isinstance(state, dict) else ():
-            if not is_digest(digest) or digest not in sizes:
+            if not is_digest(digest):
+                continue
+            if digest not in sizes:
+                self._others[digest] = entry
                 continue
             partial = Partial(self.directory / digest.partition(":")[2], sizes[digest])
             try:
@@ -128,11 +133,18 @@ class Partials:
 
     def save(self) -> None:
         """Remember what is here. It must be on the disk already."""
-        state = {
-            digest: {"ranges": partial.ranges, "facts": partial.facts()}
-            for digest, partial in self._known.items()
-            if partial.ranges
+        state: dict[str, Any] = {
+            digest: entry
+            for digest, entry in self._others.items()
+            if os.path.lexists(self.directory / digest.partition(":")[2])
         }
+        state.update(
+            {
+                digest: {"ranges": partial.ranges, "facts": partial.facts()}
+                for digest, partial in self._known.items()
+                if partial.ranges
+            }
+        )
         if state:
             write_atomically(self.directory / STATE_FILE, json.dumps(state, sort_keys=True).encode())
         elif (self.directory / STATE_FILE).exists():
@@ -141,5 +153,6 @@ class Partials:
     def clear(self) -> None:
         """Forget everything and remove the directory: the bundle is whole."""
         self._known.clear()
+        self._others.clear()
         if self.directory.exists():
             shutil.rmtree(self.directory)
