@@ -114,7 +114,7 @@ def new_credential() -> str:
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(datetime.datetime(2000, 1, 1))
+        .not_valid_before(datetime.datetime(1970, 1, 1))
         .not_valid_after(datetime.datetime(9999, 12, 31, 23, 59, 59))
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.KeyUsage(**usage), critical=True)
