@@ -76,6 +76,13 @@ def arriving(fleet: Fleet, name: str) -> int:
     return sum(sizes)
 
 
+def free_port() -> int:
+    """A port that nobody has."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def largest(bundle: Path) -> str:
     blobs = Bundle.open(bundle).blobs
     return max(blobs, key=lambda digest: (blobs[digest], digest))
@@ -306,6 +313,27 @@ def test_after_a_killed_controller_it_stops_listening_by_itself_and_the_next_run
     )
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and arriving(fleet, "h3") < BIG // 4:
+def test_what_a_killed_controller_left_listening_does_not_keep_the_port(make: Make, bundle: Path) -> None:
+    fleet = make(3, variables={"xinference_ship_rate_limit": "2M", "xinference_ship_peer_port": free_port()})
+    for number, name in enumerate(fleet.names, 11):
+        fleet.own[name] = {"ansible_host": f"127.0.0.{number}"}
+    process = subprocess.Popen(
+        fleet.command(), env=fleet.surroundings(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not arriving(fleet, "h3"):
+        time.sleep(0.1)
+    for pid in family(process.pid):
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
+    assert len(fleet.listening()) == 3
+    fleet.variables["xinference_ship_rate_limit"] = ""
+    results = fleet.ship()
+    assert all(fleet.complete(name) for name in fleet.names)
+    assert "does not pass blobs on" not in fleet.output.replace("\n", " ")
+    assert total(results, "sent_bytes") <= 1.1 * Bundle.open(bundle).size and fleet.listening() == []
+
+
         time.sleep(0.1)
     assert arriving(fleet, "h3") and len(fleet.listening()) == 3
     key = next((fleet.place / "cache").rglob("*.pem"))

@@ -63,7 +63,9 @@ def test_what_runs_left_that_are_over_goes_and_what_is_in_use_stays(tmp_path: Pa
             mine.credential()
             stale = mine.place.with_name(f"{other.pid}-1")
             stale.mkdir()
+            assert mine.over() == [name_of(tmp_path, other.pid, "1")]
             mine.close()
+            assert mine.over() == []
             assert theirs.place.exists() and not stale.exists() and not mine.place.exists()
         finally:
             other.kill()
