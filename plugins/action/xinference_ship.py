@@ -180,7 +180,7 @@ class _Job:
         self.transports: list[Transport] = []
         self.images = [artifact for artifact in artifacts if artifact.kind == IMAGES]
         forks = int(context.CLIARGS.get("forks") or C.DEFAULT_FORKS)
-        self.fleet = Fleet(host, options["together"], forks)
+        self.fleet = Fleet(host, options["together"], min(forks, int(action._task.throttle or forks)))
         say.expect(self.fleet.waiting)
         self.reread: Reread | None = None
 

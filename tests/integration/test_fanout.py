@@ -119,6 +119,15 @@ def test_without_pipelining_and_with_few_forks(make: Make, bundle: Path) -> None
     assert fleet.listening() == []
 
 
+def test_one_after_another_takes_no_longer_for_those_whose_turn_comes_later(make: Make, bundle: Path) -> None:
+    fleet = make(3, play={"throttle": 1})
+    results = fleet.ship()
+    assert all(fleet.complete(name) for name in fleet.names)
+    # Nobody waited for a host that was not being shipped to yet.
+    assert all(result["refused"] == [] for result in results.values())
+    assert total(results, "sent_bytes") <= 1.1 * Bundle.open(bundle).size
+
+
 def test_hosts_that_have_a_blob_pass_it_on_and_the_controller_sends_next_to_nothing(make: Make, bundle: Path) -> None:
     fleet = make(3)
     fleet.ship("--limit", "h3")
