@@ -306,6 +306,16 @@ def test_too_little_disk_is_told_in_numbers_before_anything_is_written(
     assert not split(bundle, tmp_path / "out", numbers=[3]).changed
 
 
+def test_a_place_for_stamps_that_cannot_be_written_is_named(bundle: Path, tmp_path: Path) -> None:
+    shutil.rmtree(str(cache_dir(bundle)), ignore_errors=True)
+    cache_dir(bundle).write_text("in the way, as a read-only medium would be")
+    with pytest.raises(
+        BundleError, match=r"bundle\.cache/build\.lock cannot be written: .* xinference_bundle_cache_dir"
+    ):
+        split(bundle, tmp_path / "out")
+    assert split(bundle, tmp_path / "out", cache=tmp_path / "cache").changed
+
+
 def test_volumes_inside_the_bundle_and_of_no_size_are_refused(bundle: Path) -> None:
     for place in (bundle, bundle / "volumes"):
         with pytest.raises(BundleError, match="cannot lie inside the bundle"):
