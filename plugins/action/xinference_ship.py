@@ -223,7 +223,14 @@ class _Job:
         # What was done for it so far belongs to the result of the task that goes on.
         counted = {"sent_bytes": answer["given_bytes"], "hashed_bytes": answer["hashed_bytes"] + self.read}
         counted["blobs"] = answer["blobs"]
-        self.fleet.wait(missing, {layer.digest for image in self.images for layer in image.layers}, counted)
+        layers = {layer.digest for image in self.images for layer in image.layers}
+        try:
+            self.fleet.wait(missing, layers, counted)
+        except OSError as error:
+            raise ShippingError(
+                f"{self.fleet.place} on the controller cannot be written: {error.strerror or error}. Free some there, "
+                "set XDG_CACHE_HOME to another directory, or ship without fan-out (xinference_ship_fanout: false)."
+            ) from error
         numbers = self._numbers(False, answer["given_bytes"], answer["hashed_bytes"], answer["blobs"])
         numbers["skipped_bytes"] = max(0, numbers["skipped_bytes"] - sum(missing.values()))
         return {**numbers, "waiting": True, "artifacts": {}}
@@ -418,13 +425,6 @@ class _Job:
         }
 
 
-def deduplicated(artifacts: list[Artifact]) -> int:
-    """Bytes of files and layers that occur more than once, be it in one artifact or in several, and travel once."""
-    once = {file.digest: file.size for artifact in artifacts for file in artifact.files}
-    once |= {layer.digest: layer.size for artifact in artifacts for layer in artifact.layers}
-    return sum(artifact.size for artifact in artifacts) - sum(once.values())
-
-
 def rate_of(text: str | None) -> int | None:
     """Bytes a second that a limit lets pass, None for no limit.
 
@@ -440,6 +440,13 @@ def rate_of(text: str | None) -> int | None:
     if rate < SLOWEST:
         raise ShippingError(f"A rate limit of {rate} bytes a second is too low to ship anything. {how}")
     return rate
+
+
+def deduplicated(artifacts: list[Artifact]) -> int:
+    """Bytes of files and layers that occur more than once, be it in one artifact or in several, and travel once."""
+    once = {file.digest: file.size for artifact in artifacts for file in artifact.files}
+    once |= {layer.digest: layer.size for artifact in artifacts for layer in artifact.layers}
+    return sum(artifact.size for artifact in artifacts) - sum(once.values())
 
 
 def _named(artifact: Artifact) -> dict[str, Any]:

@@ -157,22 +157,6 @@ def test_it_can_be_switched_off(make: Make, bundle: Path, place: str) -> None:
     assert total(results, "from_peers_bytes") == 0 and "listening" not in fleet.output
 
 
-def test_check_mode_starts_nothing(make: Make) -> None:
-    fleet = make(2)
-    results = fleet.ship("--check")
-    assert all(result["changed"] for result in results.values())
-    assert not any(fleet.root(name).exists() for name in fleet.names)
-
-
-def test_hosts_that_cannot_listen_get_everything_from_the_controller_and_it_says_so(make: Make, bundle: Path) -> None:
-    fleet = make(3)
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        fleet.variables["xinference_ship_peer_port"] = taken.getsockname()[1]
-        results = fleet.ship()
-    assert all(fleet.complete(name) for name in fleet.names)
-    assert total(results, "sent_bytes") == 3 * Bundle.open(bundle).size
-    for name in fleet.names:
-        assert fleet.output.replace("\n", " ").count(f"{name} does not pass blobs on: Cannot listen on 127.0.0.1") == 1
 def test_a_deep_verification_that_is_not_wanted_changes_nothing(make: Make, bundle: Path) -> None:
     fleet = make(2)
     results = fleet.ship("-e", "xinference_ship_deep=false")
@@ -193,6 +177,22 @@ def test_a_port_that_is_none_is_named(make: Make) -> None:
     assert "70000 is not a port; choose one up to 65535" in fleet.output.replace("\n", " ")
 
 
+def test_check_mode_starts_nothing(make: Make) -> None:
+    fleet = make(2)
+    results = fleet.ship("--check")
+    assert all(result["changed"] for result in results.values())
+    assert not any(fleet.root(name).exists() for name in fleet.names)
+
+
+def test_hosts_that_cannot_listen_get_everything_from_the_controller_and_it_says_so(make: Make, bundle: Path) -> None:
+    fleet = make(3)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        fleet.variables["xinference_ship_peer_port"] = taken.getsockname()[1]
+        results = fleet.ship()
+    assert all(fleet.complete(name) for name in fleet.names)
+    assert total(results, "sent_bytes") == 3 * Bundle.open(bundle).size
+    for name in fleet.names:
+        assert fleet.output.replace("\n", " ").count(f"{name} does not pass blobs on: Cannot listen on 127.0.0.1") == 1
 
 
 @pytest.mark.parametrize(("number", "why"), [(signal.SIGKILL, "cannot be reached"), (signal.SIGSTOP, "in time")])
@@ -313,15 +313,6 @@ def test_nothing_listens_after_a_failure(make: Make) -> None:
     assert fleet.listening() == []
 
 
-def test_after_a_killed_controller_it_stops_listening_by_itself_and_the_next_run_completes(
-    make: Make, bundle: Path
-) -> None:
-    fleet = make(3, variables={"xinference_ship_rate_limit": "2M", "xinference_ship_peer_idle": 8})
-    process = subprocess.Popen(
-        fleet.command(), env=fleet.surroundings(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and arriving(fleet, "h3") < BIG // 4:
 def test_what_a_killed_controller_left_listening_does_not_keep_the_port(make: Make, bundle: Path) -> None:
     fleet = make(3, variables={"xinference_ship_rate_limit": "2M", "xinference_ship_peer_port": free_port()})
     for number, name in enumerate(fleet.names, 11):
@@ -343,6 +334,15 @@ def test_what_a_killed_controller_left_listening_does_not_keep_the_port(make: Ma
     assert total(results, "sent_bytes") <= 1.1 * Bundle.open(bundle).size and fleet.listening() == []
 
 
+def test_after_a_killed_controller_it_stops_listening_by_itself_and_the_next_run_completes(
+    make: Make, bundle: Path
+) -> None:
+    fleet = make(3, variables={"xinference_ship_rate_limit": "2M", "xinference_ship_peer_idle": 8})
+    process = subprocess.Popen(
+        fleet.command(), env=fleet.surroundings(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and arriving(fleet, "h3") < BIG // 4:
         time.sleep(0.1)
     assert arriving(fleet, "h3") and len(fleet.listening()) == 3
     key = next((fleet.place / "cache").rglob("*.pem"))
