@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Mapping
 
@@ -102,10 +103,17 @@ class Partials:
         """Forget a blob that is whole, or that came to nothing."""
         self._known.pop(digest, None)
 
-    @property
-    def received(self) -> int:
-        """Bytes of all blobs that are here and right."""
-        return sum(partial.received for partial in self._known.values())
+    def held(self, sizes: Mapping[str, int]) -> int:
+        """Bytes on the disk that some blobs (digest: size) have already, right or to be written over.
+
+        What a run that was cut had just written is known to nobody, and takes its room all the same.
+        """
+        found = 0
+        with suppress(FileNotFoundError):
+            for entry in os.scandir(self.directory):
+                size = sizes.get(f"sha256:{entry.name}", 0)
+                found += min(size, entry.stat(follow_symlinks=False).st_blocks * 512) if size else 0
+        return found
 
     def load(self, sizes: Mapping[str, int]) -> None:
         """What an earlier run left of some blobs (digest: size), where the files are still as they were then."""

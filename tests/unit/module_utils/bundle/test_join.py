@@ -398,10 +398,22 @@ def test_a_full_disk_is_told_in_numbers(volumes: Path, tmp_path: Path, monkeypat
     def full(*_arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    write = pieces_module._write
     monkeypatch.setattr(pieces_module, "_write", full)
     with pytest.raises(BundleError, match="The disk is full"):
         join_volumes(tmp_path / "site", [volumes])
+
+    def fills(writer: Any, chunk: bytes) -> None:
+        write(writer, chunk)
+        if len(chunk) > MIB:
+            full()
+
+    # What was written until then is not needed a second time.
+    monkeypatch.setattr(pieces_module, "_write", fills)
+    with pytest.raises(BundleError, match="The disk is full"):
+        join_volumes(tmp_path / "site", [volumes])
     monkeypatch.undo()
+    monkeypatch.setattr(join_module, "free_bytes", lambda _path: 13 * MIB // 2)
     assert join_volumes(tmp_path / "site", [volumes]).complete
 
 
