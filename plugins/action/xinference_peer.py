@@ -46,6 +46,7 @@ class ActionModule(ActionBase):
         if "keep" not in arguments:
             arguments["keep"] = sorted(notes.passing(play))
         if not self._task.check_mode:
+            arguments["over"] = run.over()
             arguments["credential"] = run.credential()
         answer = self._execute_module("airgap.xinference.xinference_peer", arguments, task_vars=task_vars)
         if not answer.get("failed") and not answer.get("address"):

@@ -16,6 +16,7 @@ from ansible.plugins.action import ActionBase
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.keep import packed
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import Artifact, Bundle, BundleError
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.manifest import IMAGES
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.sizes import bytes_of
 from ansible_collections.airgap.xinference.plugins.module_utils.host.system_facts import aes
 from ansible_collections.airgap.xinference.plugins.plugin_utils.bundles import (
     ALWAYS,
@@ -60,13 +61,15 @@ ARGUMENTS = {
     "cache_dir": {"type": "str"},
     "wait": {"type": "int", "default": 120},
     "streams": {"type": "int", "default": 1},
-    "rate_limit": {"type": "bytes"},
+    "rate_limit": {"type": "str"},
     "defer": {"type": "bool", "default": False},
     "together": {"type": "list", "elements": "str", "default": []},
     "deep": {"type": "bool", "default": False},
     "deep_bundle": {"type": "bool", "default": False},
 }
 
+SLOWEST = 16 * 1024
+"""Bytes a second below which a host would take the silence between two pieces for the end of its controller."""
 SMALL_MANIFEST = 64 * 1024
 """Bytes; a larger manifest, of some hundred files, is sent as a blob when the host turns out to lack it."""
 
@@ -86,6 +89,7 @@ class ActionModule(ActionBase):
         host = task_vars.get("inventory_hostname", "host")
 
         try:
+            options["rate_limit"] = rate_of(options["rate_limit"])
             bundle = Bundle.open(bundle_path(options["bundle"]))
             wishes = (options[name] for name in ("models", "backend", "images", "tools", "engines"))
             chosen = select(bundle, *wishes)
@@ -176,7 +180,7 @@ class _Job:
         self.transports: list[Transport] = []
         self.images = [artifact for artifact in artifacts if artifact.kind == IMAGES]
         forks = int(context.CLIARGS.get("forks") or C.DEFAULT_FORKS)
-        self.fleet = Fleet(host, options["together"], forks)
+        self.fleet = Fleet(host, options["together"], min(forks, int(action._task.throttle or forks)))
         say.expect(self.fleet.waiting)
         self.reread: Reread | None = None
 
@@ -219,7 +223,14 @@ class _Job:
         # What was done for it so far belongs to the result of the task that goes on.
         counted = {"sent_bytes": answer["given_bytes"], "hashed_bytes": answer["hashed_bytes"] + self.read}
         counted["blobs"] = answer["blobs"]
-        self.fleet.wait(missing, {layer.digest for image in self.images for layer in image.layers}, counted)
+        layers = {layer.digest for image in self.images for layer in image.layers}
+        try:
+            self.fleet.wait(missing, layers, counted)
+        except OSError as error:
+            raise ShippingError(
+                f"{self.fleet.place} on the controller cannot be written: {error.strerror or error}. Free some there, "
+                "set XDG_CACHE_HOME to another directory, or ship without fan-out (xinference_ship_fanout: false)."
+            ) from error
         numbers = self._numbers(False, answer["given_bytes"], answer["hashed_bytes"], answer["blobs"])
         numbers["skipped_bytes"] = max(0, numbers["skipped_bytes"] - sum(missing.values()))
         return {**numbers, "waiting": True, "artifacts": {}}
@@ -331,8 +342,8 @@ class _Job:
             ways = self.action.launchers(receive["aes"])
             if ways:
                 session = Session(
-                    self.options["root"],
-                    self.options["wait"],
+                    str(Path(receive["path"]).parent),  # without `~`, which means nothing to a receiver
+                    max(0, self.options["wait"]),
                     self.options["streams"],
                     self.options["rate_limit"],
                     self.fleet.credential() if sources else None,
@@ -416,6 +427,23 @@ class _Job:
             "seconds": round(seconds, 2),
             "rate": round(sent / seconds) if seconds > 0 else 0,
         }
+
+
+def rate_of(text: str | None) -> int | None:
+    """Bytes a second that a limit lets pass, None for no limit.
+
+    Raises ShippingError for what is no number of bytes, and for what lets nothing pass, most likely without its unit.
+    """
+    if not text:
+        return None
+    how = "Say 50M for 50 MiB a second, or leave it empty for no limit (xinference_ship_rate_limit)."
+    try:
+        rate = bytes_of(text)
+    except ValueError as error:
+        raise ShippingError(f"The rate limit {error}. {how}") from error
+    if rate < SLOWEST:
+        raise ShippingError(f"A rate limit of {rate} bytes a second is too low to ship anything. {how}")
+    return rate
 
 
 def deduplicated(artifacts: list[Artifact]) -> int:

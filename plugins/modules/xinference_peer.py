@@ -88,6 +88,12 @@ options:
     description: The name of the run of the playbook. The action plugin sets it.
     type: str
     default: ""
+  over:
+    description:
+      - Names of runs that were killed. Their servers end, because they may hold the port. The action plugin sets it.
+    type: list
+    elements: str
+    default: []
   credential:
     description: The key pair of the run. The action plugin sets it.
     type: str
@@ -159,12 +165,14 @@ def main() -> None:
             "keep": {"type": "list", "elements": "str", "default": []},
             "session": {"type": "str", "default": ""},
             "run": {"type": "str", "default": ""},
+            "over": {"type": "list", "elements": "str", "default": []},
             "credential": {"type": "str", "no_log": True},
         },
         required_if=[("state", "started", ["run"])],
         supports_check_mode=True,
     )
     with failing(module, StoreError, OSError, ValueError):
+        _refuse_nonsense(module.params["port"], module.params["idle"])
         store = Store(module.params["root"], dry_run=module.check_mode)
         mine = [server for server in standing(store) if server.run == module.params["run"]]
         if module.params["state"] == "stopped":
@@ -173,6 +181,13 @@ def main() -> None:
             module.exit_json(changed=bool(mine), address="", port=0, has=[])
         answer = _started(module, store, mine)
         module.exit_json(has=sorted(store.sound(module.params["wanted"])), **answer)
+
+
+def _refuse_nonsense(port: int, idle: int) -> None:
+    if not 0 <= port < 65536:
+        raise ValueError(f"{port} is not a port; choose one up to 65535 (xinference_ship_peer_port), or 0 for any.")
+    if idle < 1:
+        raise ValueError(f"A server cannot end after {idle} seconds (xinference_ship_peer_idle); choose 1 or more.")
 
 
 def _started(module: AnsibleModule, store: Store, mine: list[Standing]) -> dict[str, object]:
@@ -192,7 +207,7 @@ def _started(module: AnsibleModule, store: Store, mine: list[Standing]) -> dict[
         return {**nowhere, "msg": f"No address of this host was found under which others reach it (tried {tried})."}
     if module.check_mode or credential is None:
         return {"changed": True, "address": address, "port": options["port"]}
-    stop(store, mine)
+    stop(store, [server for server in standing(store) if server in mine or server.run in options["over"]])
     try:
         server = start(
             store, options["run"], credential, address, options["port"], options["idle"], LIMIT, options["keep"]

@@ -101,8 +101,8 @@ options:
     default: 1
   rate_limit:
     description:
-      - Bytes a second to send to this host at most, all its streams together, such as V(50M). Hosts that are shipped to
-        at the same time have this much each.
+      - Bytes a second to send to this host at most, all its streams together, such as V(50M) (binary) or V(50MB)
+        (decimal), V(16K) at least. Hosts that are shipped to at the same time have this much each.
       - Not kept by the connection plugin, where no stream can be had.
     type: str
   together:

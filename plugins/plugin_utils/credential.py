@@ -37,7 +37,7 @@ class Run:
         self.pid = pid or _playbook()
         title = f"{self.pid}-{_started(self.pid) or ''}"
         self.place = self._runs / title
-        self.name = hashlib.sha256(f"{socket.gethostname()} {_boot()} {title}".encode()).hexdigest()[:16]
+        self.name = _public(title)
 
     def credential(self) -> str:
         """The key pair of this run as PEM, made when it is first asked for. Raises OSError."""
@@ -64,9 +64,17 @@ class Run:
             return
         with self._alone():
             shutil.rmtree(self.place, ignore_errors=True)
-            for path in self._runs.iterdir():
-                if (found := _NAME.fullmatch(path.name)) and _started(int(found[1])) != (found[2] or None):
-                    shutil.rmtree(path, ignore_errors=True)
+            for path in self._left():
+                shutil.rmtree(path, ignore_errors=True)
+
+    def over(self) -> list[str]:
+        """The names of runs that were killed: what they left behind on hosts is of no use to anybody."""
+        return [_public(path.name) for path in self._left()] if self._runs.is_dir() else []
+
+    def _left(self) -> list[Path]:
+        """The directories of runs that are over."""
+        found = [(path, _NAME.fullmatch(path.name)) for path in self._runs.iterdir()]
+        return [path for path, match in found if match and _started(int(match[1])) != (match[2] or None)]
 
     def _make_runs(self) -> None:
         self._runs.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -114,7 +122,7 @@ def new_credential() -> str:
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(datetime.datetime(2000, 1, 1))
+        .not_valid_before(datetime.datetime(1970, 1, 1))
         .not_valid_after(datetime.datetime(9999, 12, 31, 23, 59, 59))
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.KeyUsage(**usage), critical=True)
@@ -125,6 +133,11 @@ def new_credential() -> str:
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     return (private + certificate.public_bytes(serialization.Encoding.PEM)).decode("ascii")
+
+
+def _public(title: str) -> str:
+    """The name of a run for hosts, from that of its directory."""
+    return hashlib.sha256(f"{socket.gethostname()} {_boot()} {title}".encode()).hexdigest()[:16]
 
 
 def _playbook() -> int:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Iterable, Mapping
 
 from .credential import Run
@@ -19,6 +20,11 @@ class Fleet:
         self._host, self._hosts, self._forks = host, list(hosts), forks
         self._run = Run()
         self._notes = Notes(self._run)
+
+    @property
+    def place(self) -> Path:
+        """Where the notes of this run are."""
+        return self._run.place
 
     def wait(self, missing: Mapping[str, int], passing: Iterable[str], counted: Mapping[str, int]) -> None:
         """Note what the host lacks, sizes in bytes by digest; those `passing` leave its store soon after they came.

@@ -25,7 +25,8 @@ Answer = dict[str, Any]
 """What the module xinference_store returned."""
 
 ROUNDS = 12
-"""Questions asked at most. Two are needed, one more for large manifests, and each loss on the way costs another."""
+"""Questions asked at most, those aside that follow a transfer that broke off but came nearer. Two are needed, one more
+for large manifests, and each loss on the way costs another."""
 PATIENCE = 2
 """How often in a row a transport may break off without having moved anything."""
 
@@ -76,13 +77,15 @@ def ship(
     failure: TransportError | None = None
     before: int | None = None
     stuck = 0
-    for _round in range(ROUNDS):
+    rounds = 0
+    while rounds < ROUNDS:
         answer = shipment.answer
         if not answer["missing"]:
             return shipment
         _refuse_twice_damaged(answer, damaged)
         _refuse_small_disk(answer, missing_blobs(artifacts, answer) if before is None else answer["missing"], failure)
         left = sum(answer["missing"].values()) - sum(answer["partial"].values())
+        rounds += failure is None or before is None or left >= before
         if failure is not None and before is not None:
             stuck = stuck + 1 if left >= before else 0
             if stuck >= PATIENCE or (stuck and isinstance(failure, Unusable)):

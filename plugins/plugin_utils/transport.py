@@ -420,7 +420,8 @@ def damaged_twice(reasons: Mapping[str, str]) -> str:
     told = "; ".join(f"{digest}: {why}" for digest, why in reasons.items())
     return (
         f"Arrived damaged twice: {told}. The bundle was verified, so look at the network, the disk and the memory of "
-        "the host, then run again."
+        "the host, then run again. If several hosts say so, the bundle may have changed since; it is read again with "
+        "-e xinference_ship_deep_bundle=true."
     )
 
 

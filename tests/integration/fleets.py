@@ -36,6 +36,8 @@ class Fleet:
     forks: int = 20
     environment: Dict[str, str] = field(default_factory=dict)
     own: Dict[str, Dict[str, Any]] = field(default_factory=dict)
+    play: Dict[str, Any] = field(default_factory=dict)
+    """Further keywords of the play."""
     output: str = ""
 
     @property
@@ -67,7 +69,7 @@ class Fleet:
         keep = {"ansible.builtin.copy": KEPT, "delegate_to": "localhost", "connection": "local", "become": False}
         keep["check_mode"] = False
         tasks = [{"ansible.builtin.import_role": {"name": ROLE}}, keep]
-        play = {"hosts": "xinference", "gather_facts": False, "tasks": tasks}
+        play = {"hosts": "xinference", "gather_facts": False, "tasks": tasks, **self.play}
         (self.place / "play.json").write_text(json.dumps([play]))
         program = str(Path(sys.executable).with_name("ansible-playbook"))
         files = ["-i", str(self.place / "hosts.json"), str(self.place / "play.json")]

@@ -127,6 +127,14 @@ def test_a_bundle_goes_over_three_sticks_of_which_one_is_damaged(
     assert not verified["failed"] and verified["hashed_bytes"] < MIB
 
 
+def test_a_size_may_be_a_number(material: Path, tmp_path: Path) -> None:
+    size = json.dumps({"xinference_carry_size": 100 * MIB})
+    done = play(
+        "split", "-e", size, xinference_bundle_dir=material / "bundle", xinference_carry_directory=tmp_path / "out"
+    )
+    assert done.returncode == 0 and "bundle-1-of-1" in done.stdout, done.stdout
+
+
 def test_only_what_is_new_is_carried_and_needs_what_it_builds_on(material: Path, tmp_path: Path) -> None:
     options = {
         "bundle": str(material / "bundle"),

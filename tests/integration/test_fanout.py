@@ -76,6 +76,13 @@ def arriving(fleet: Fleet, name: str) -> int:
     return sum(sizes)
 
 
+def free_port() -> int:
+    """A port that nobody has."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def largest(bundle: Path) -> str:
     blobs = Bundle.open(bundle).blobs
     return max(blobs, key=lambda digest: (blobs[digest], digest))
@@ -112,6 +119,15 @@ def test_without_pipelining_and_with_few_forks(make: Make, bundle: Path) -> None
     assert fleet.listening() == []
 
 
+def test_one_after_another_takes_no_longer_for_those_whose_turn_comes_later(make: Make, bundle: Path) -> None:
+    fleet = make(3, play={"throttle": 1})
+    results = fleet.ship()
+    assert all(fleet.complete(name) for name in fleet.names)
+    # Nobody waited for a host that was not being shipped to yet.
+    assert all(result["refused"] == [] for result in results.values())
+    assert total(results, "sent_bytes") <= 1.1 * Bundle.open(bundle).size
+
+
 def test_hosts_that_have_a_blob_pass_it_on_and_the_controller_sends_next_to_nothing(make: Make, bundle: Path) -> None:
     fleet = make(3)
     fleet.ship("--limit", "h3")
@@ -132,11 +148,33 @@ def test_one_host_that_lacks_something_is_shipped_to_alone(make: Make, bundle: P
     assert fleet.output.count("listening") == 0 and fleet.listening() == []
 
 
-def test_it_can_be_switched_off(make: Make, bundle: Path) -> None:
-    fleet = make(2, variables={"xinference_ship_fanout": False})
-    results = fleet.ship()
+@pytest.mark.parametrize("place", ["inventory", "command line"])
+def test_it_can_be_switched_off(make: Make, bundle: Path, place: str) -> None:
+    fleet = make(2, variables={"xinference_ship_fanout": False} if place == "inventory" else {})
+    # Extra variables of the form key=value are text.
+    results = fleet.ship(*(["-e", "xinference_ship_fanout=false"] if place == "command line" else []))
     assert total(results, "sent_bytes") == 2 * Bundle.open(bundle).size
     assert total(results, "from_peers_bytes") == 0 and "listening" not in fleet.output
+
+
+def test_a_deep_verification_that_is_not_wanted_changes_nothing(make: Make, bundle: Path) -> None:
+    fleet = make(2)
+    results = fleet.ship("-e", "xinference_ship_deep=false")
+    assert total(results, "from_peers_bytes") > 0 and total(results, "sent_bytes") <= 1.1 * Bundle.open(bundle).size
+
+
+def test_notes_that_cannot_be_written_are_no_trouble_of_the_host(make: Make) -> None:
+    fleet = make(2, environment={"XDG_CACHE_HOME": "/proc/nowhere"})
+    assert fleet.ship(check=False) == {}
+    said = " ".join(fleet.output.split())
+    assert "on the controller cannot be written" in said and "set XDG_CACHE_HOME" in said
+
+
+def test_a_port_that_is_none_is_named(make: Make) -> None:
+    fleet = make(2, variables={"xinference_ship_peer_port": 70000})
+    fleet.ship()
+    assert all(fleet.complete(name) for name in fleet.names)
+    assert "70000 is not a port; choose one up to 65535" in fleet.output.replace("\n", " ")
 
 
 def test_check_mode_starts_nothing(make: Make) -> None:
@@ -273,6 +311,27 @@ def test_nothing_listens_after_a_failure(make: Make) -> None:
     assert sorted(results) == ["h1", "h3"] and "failed=1" in fleet.output
     assert fleet.complete("h1") and fleet.complete("h3") and not fleet.complete("h2")
     assert fleet.listening() == []
+
+
+def test_what_a_killed_controller_left_listening_does_not_keep_the_port(make: Make, bundle: Path) -> None:
+    fleet = make(3, variables={"xinference_ship_rate_limit": "2M", "xinference_ship_peer_port": free_port()})
+    for number, name in enumerate(fleet.names, 11):
+        fleet.own[name] = {"ansible_host": f"127.0.0.{number}"}
+    process = subprocess.Popen(
+        fleet.command(), env=fleet.surroundings(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not arriving(fleet, "h3"):
+        time.sleep(0.1)
+    for pid in family(process.pid):
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
+    assert len(fleet.listening()) == 3
+    fleet.variables["xinference_ship_rate_limit"] = ""
+    results = fleet.ship()
+    assert all(fleet.complete(name) for name in fleet.names)
+    assert "does not pass blobs on" not in fleet.output.replace("\n", " ")
+    assert total(results, "sent_bytes") <= 1.1 * Bundle.open(bundle).size and fleet.listening() == []
 
 
 def test_after_a_killed_controller_it_stops_listening_by_itself_and_the_next_run_completes(

@@ -108,6 +108,14 @@ def test_ships_over_every_connection_and_does_nothing_twice(
     assert second["artifacts"] == first["artifacts"]
 
 
+def test_a_root_below_the_home_of_whoever_logs_in(bundle: Path, tmp_path: Path) -> None:
+    site = Site(tmp_path, {"ansible_connection": "local"}, {"HOME": str(tmp_path / "home")})
+    (tmp_path / "home").mkdir()
+    result = ship(site, bundle, root="~/site")
+    assert result["transports"] == ["stream"] and "absolute path" not in site.output
+    assert (tmp_path / "home/site/state/artifacts.json").exists()
+
+
 def test_what_lies_on_the_host_is_readable_and_cannot_be_written_by_mistake(bundle: Path, tmp_path: Path) -> None:
     site = Site(tmp_path, {"ansible_connection": "local"})
     before = os.umask(0o077)

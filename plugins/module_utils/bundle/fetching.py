@@ -111,16 +111,20 @@ class Fetchers:
             if place in self._gone:
                 reasons.append(f"{name} {self._gone[place]}")
                 continue
-            if arrival is None:
-                arrival = self._intake.arrive(command.digest, command.size, command.offset, name)
-                if arrival is None:
-                    return
-            arrival.source = name
             try:
-                for chunk in peers[place].fetch(command.digest, arrival.got, command.size):
+                for chunk in peers[place].fetch(
+                    command.digest, arrival.got if arrival else command.offset, command.size
+                ):
                     if self._stopped:
                         return
+                    # Not before something comes: one that nobody gives would stay open until the controller sends it.
+                    arrival = arrival or self._begin(command, name)
+                    if arrival is None:
+                        return
+                    arrival.source = name
                     self._intake.take(arrival, memoryview(chunk))
+                if arrival is None:
+                    self._begin(command, name)
                 return
             except PeerError as error:
                 reasons.append(f"{name} {error}")
@@ -131,6 +135,9 @@ class Fetchers:
             self._intake.refuse(command.digest, command.offset, why)
         else:
             self._intake.leave(arrival, why)
+
+    def _begin(self, command: frames.Fetch, name: str) -> Arrival | None:
+        return self._intake.arrive(command.digest, command.size, command.offset, name)
 
 
 def _name(place: tuple[str, int]) -> str:

@@ -313,8 +313,8 @@ class _Joiner:
         place = self._root
         while not place.exists():
             place = place.parent
-        needed = sum(size for digest, size in self._carried.items() if digest not in self._there)
-        needed -= self._partials.received
+        lacking = {digest: size for digest, size in self._carried.items() if digest not in self._there}
+        needed = sum(lacking.values()) - self._partials.held(lacking)
         if self._base and device_of(place) != device_of(self._base):
             needed += sum(self._wanted[digest] for digest in self._from_base)
         free = free_bytes(self._root)

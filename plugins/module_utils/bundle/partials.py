@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Mapping
 
@@ -77,6 +78,8 @@ class Partials:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._known: dict[str, Partial] = {}
+        self._others: dict[str, Any] = {}
+        """What is remembered of blobs of another set, whose next volume may come later."""
 
     def path(self, digest: str) -> Path:
         """Where a blob is put together; the directory is made if need be."""
@@ -100,10 +103,17 @@ class Partials:
         """Forget a blob that is whole, or that came to nothing."""
         self._known.pop(digest, None)
 
-    @property
-    def received(self) -> int:
-        """Bytes of all blobs that are here and right."""
-        return sum(partial.received for partial in self._known.values())
+    def held(self, sizes: Mapping[str, int]) -> int:
+        """Bytes on the disk that some blobs (digest: size) have already, right or to be written over.
+
+        What a run that was cut had just written is known to nobody, and takes its room all the same.
+        """
+        found = 0
+        with suppress(FileNotFoundError):
+            for entry in os.scandir(self.directory):
+                size = sizes.get(f"sha256:{entry.name}", 0)
+                found += min(size, entry.stat(follow_symlinks=False).st_blocks * 512) if size else 0
+        return found
 
     def load(self, sizes: Mapping[str, int]) -> None:
         """What an earlier run left of some blobs (digest: size), where the files are still as they were then."""
@@ -112,7 +122,10 @@ class Partials:
         except (OSError, DocumentError):
             return
         for digest, entry in state.items() if isinstance(state, dict) else ():
-            if not is_digest(digest) or digest not in sizes:
+            if not is_digest(digest):
+                continue
+            if digest not in sizes:
+                self._others[digest] = entry
                 continue
             partial = Partial(self.directory / digest.partition(":")[2], sizes[digest])
             try:
@@ -128,11 +141,18 @@ class Partials:
 
     def save(self) -> None:
         """Remember what is here. It must be on the disk already."""
-        state = {
-            digest: {"ranges": partial.ranges, "facts": partial.facts()}
-            for digest, partial in self._known.items()
-            if partial.ranges
+        state: dict[str, Any] = {
+            digest: entry
+            for digest, entry in self._others.items()
+            if os.path.lexists(self.directory / digest.partition(":")[2])
         }
+        state.update(
+            {
+                digest: {"ranges": partial.ranges, "facts": partial.facts()}
+                for digest, partial in self._known.items()
+                if partial.ranges
+            }
+        )
         if state:
             write_atomically(self.directory / STATE_FILE, json.dumps(state, sort_keys=True).encode())
         elif (self.directory / STATE_FILE).exists():
@@ -141,5 +161,6 @@ class Partials:
     def clear(self) -> None:
         """Forget everything and remove the directory: the bundle is whole."""
         self._known.clear()
+        self._others.clear()
         if self.directory.exists():
             shutil.rmtree(self.directory)

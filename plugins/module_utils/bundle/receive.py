@@ -387,14 +387,15 @@ class Receiver:
     def arrive(self, digest: str, size: int, offset: int, source: str) -> Arrival | None:
         """A blob is about to come from `source`, from `offset` on; None when that is no use, which is answered then.
 
-        Waits while more blobs are waiting to be hashed than files can be open.
+        Waits while more blobs are waiting to be hashed than files can be open, but not with one that is open already:
+        the rest of what a peer left may be what all others wait for.
         """
         if self.store.sound([digest]):
             # Somebody else brought it since the controller asked.
             self.answer({frames.VERIFIED: digest, "size": size, "source": frames.STORE})
             return None
         with self._changed:
-            while len(self._arrivals) >= self._capacity and not self._broken:
+            while digest not in self._arrivals and len(self._arrivals) >= self._capacity and not self._broken:
                 self._changed.wait(1)
             known = self._arrivals.get(digest)
         if known is not None:

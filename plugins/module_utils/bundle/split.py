@@ -196,7 +196,10 @@ class _Splitter:
         if not self._place.is_dir():
             return
         strangers = []
-        for path in sorted(self._place.glob(f"{self._volumes.name}-*-of-*")):
+        # A stick may have our directories in other letters, and take them for the same.
+        titles = (self._volumes.title(number) for number in range(1, len(self._volumes.volumes) + 1))
+        ours = {path for path in map(self._place.joinpath, titles) if os.path.lexists(path)}
+        for path in sorted(ours.union(self._place.glob(f"{self._volumes.name}-*-of-*"))):
             try:
                 strange = VolumeDir.read(path).listed.set.id != self._volumes.id or (path / PIECES).is_symlink()
             except (DocumentError, OSError):

@@ -125,8 +125,10 @@ def switch(root: Path, release: str) -> bool:
     link = root / f".{CURRENT}-{os.getpid()}"
     link.symlink_to(Path(RELEASES, release))
     link.replace(place)
-    # The kernel's own time for this would be as coarse as its tick.
-    os.utime(str(root / RELEASES / release), ns=(time.time_ns(), time.time_ns()))
+    # The kernel's own time for this would be as coarse as its tick, and clocks of hosts without a network are set back.
+    others = (root / RELEASES / one for one in history(root) if one != release)
+    now = max([time.time_ns(), *(one.stat().st_mtime_ns + 1 for one in others)])
+    os.utime(str(root / RELEASES / release), ns=(now, now))
     return True
 
 

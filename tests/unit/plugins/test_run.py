@@ -17,6 +17,7 @@ import pytest
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.peer import Credential, fetch
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.peer_server import Server
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.store import Store
+from ansible_collections.airgap.xinference.plugins.plugin_utils import credential
 from ansible_collections.airgap.xinference.plugins.plugin_utils.credential import Run, new_credential
 from ansible_collections.airgap.xinference.plugins.plugin_utils.notes import Notes
 from cryptography import x509
@@ -47,6 +48,13 @@ def test_all_workers_of_a_run_have_one_key_pair_that_nobody_else_can_read(tmp_pa
     assert run.credential() not in {pem for _name, pem in found}
 
 
+def name_of(cache: Path, pid: int, started: str) -> str:
+    """The name a run has that began at another time with a process of the same number."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(credential, "_started", lambda _pid: started)
+        return Run(cache, pid).name
+
+
 def test_what_runs_left_that_are_over_goes_and_what_is_in_use_stays(tmp_path: Path) -> None:
     with subprocess.Popen(["sleep", "60"]) as other:
         try:
@@ -55,7 +63,9 @@ def test_what_runs_left_that_are_over_goes_and_what_is_in_use_stays(tmp_path: Pa
             mine.credential()
             stale = mine.place.with_name(f"{other.pid}-1")
             stale.mkdir()
+            assert mine.over() == [name_of(tmp_path, other.pid, "1")]
             mine.close()
+            assert mine.over() == []
             assert theirs.place.exists() and not stale.exists() and not mine.place.exists()
         finally:
             other.kill()
@@ -86,18 +96,18 @@ def test_the_certificate_names_nobody_vouches_for_nobody_and_is_always_valid(tmp
     pem = new_credential()
     certificate = x509.load_pem_x509_certificate(pem.encode())
     assert certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca is False
-    assert certificate.not_valid_after_utc.year == 9999 and certificate.not_valid_before_utc.year == 2000
-    credential, content = Credential(pem), b"content"
+    assert certificate.not_valid_after_utc.year == 9999 and certificate.not_valid_before_utc.timestamp() == 0
+    pair, content = Credential(pem), b"content"
     store = Store(tmp_path)
     store.receive()
     digest = "sha256:ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73"
     store.blob_path(digest).write_bytes(content)
-    server = Server(tmp_path, credential, "127.0.0.1", idle=5)
+    server = Server(tmp_path, pair, "127.0.0.1", idle=5)
     pid = os.fork()
     if not pid:
         server.serve()
         os._exit(0)
-    assert b"".join(fetch("127.0.0.1", server.port, credential, digest, 0, len(content))) == content
+    assert b"".join(fetch("127.0.0.1", server.port, pair, digest, 0, len(content))) == content
     server.close()
     os.waitpid(pid, 0)
     assert new_credential() != pem

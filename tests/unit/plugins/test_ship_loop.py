@@ -100,6 +100,14 @@ def run(host, *ways, lines=None):
     return ship([ARTIFACT], host.ask, lambda answer: list(ways), "site1", (lines if lines is not None else []).append)
 
 
+def test_a_line_that_breaks_again_and_again_is_put_up_with_as_long_as_something_arrives():
+    host = Host()
+    host.has.add(MANIFEST)
+    way = Way(host, faults=[cut(number) for number in range(20, 20 + 3 * ROUNDS)])
+    done = run(host, way)
+    assert done.answer["missing"] == {} and way.faults == [] and done.sent_bytes == 3000
+
+
 def test_manifests_first_then_blobs_then_done():
     host = Host()
     way = Way(host)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import select
 import socket
 import threading
 import time
@@ -62,6 +63,7 @@ class Controller:
                 if kind in kinds:
                     del self.heard[: number + 1]
                     return frame
+            assert select.select([self.source], [], [], 60)[0], f"nothing is said any more, not even {kinds}"
             self.heard = self.answers.feed(os.read(self.source, 65536))
 
     def fetch(self, *peers: Any, digest: str = DIGEST, size: int = SIZE, offset: int = 0) -> None:
@@ -180,6 +182,38 @@ def test_a_peer_that_lies_is_named_and_the_blob_taken_whole(controller: Controll
     assert refused["offset"] == 0 and refused["why"].startswith(f"127.0.0.1:{liar.port} gave wrong bytes: content")
     assert not controller.store.partial_path(DIGEST).exists()
     controller.say(frames.Blob(DIGEST, SIZE, 0), CONTENT)
+    assert controller.hear(frames.VERIFIED)["source"] == frames.CONTROLLER
+    assert controller.end()["adopted"] == 1
+
+
+def test_more_blobs_that_nobody_gives_than_files_can_be_open(
+    tmp_path: Path, pem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receive, "_open_files", lambda: 16)
+    controller = Controller(tmp_path / "mine", pem)
+    peer = Peer(tmp_path / "peer", pem, patience=0.1)
+    contents = {hash_bytes(content): content for content in (b"%d" % number * 9 for number in range(40))}
+    for digest, content in contents.items():
+        controller.fetch(peer, digest=digest, size=len(content))
+    # The controller is told of all of them before it can send the first.
+    refused = [controller.hear(frames.REFUSED)[frames.REFUSED] for _blob in contents]
+    for digest in refused:
+        controller.say(frames.Blob(digest, len(contents[digest]), 0), contents[digest])
+    assert {controller.hear(frames.VERIFIED)["source"] for _blob in contents} == {frames.CONTROLLER}
+    assert controller.end()["adopted"] == len(contents)
+
+
+def test_what_a_peer_left_is_sent_although_no_more_files_can_be_open(
+    tmp_path: Path, pem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receive, "_open_files", lambda: 2)
+    controller = Controller(tmp_path / "mine", pem)
+    content, cut = CONTENT[:300_000], Peer(tmp_path / "cut", pem, patience=0.6)
+    digest, size = hash_bytes(content), len(content)
+    cut.store.partial_path(digest).write_bytes(content[:100_000])
+    controller.fetch(cut, digest=digest, size=size)
+    assert controller.hear(frames.REFUSED)["offset"] == 100_000
+    controller.say(frames.Blob(digest, size, 100_000), content[100_000:])
     assert controller.hear(frames.VERIFIED)["source"] == frames.CONTROLLER
     assert controller.end()["adopted"] == 1
 

@@ -104,6 +104,22 @@ def test_all_volumes_make_the_bundle_and_a_second_run_reads_nothing(
     assert tree(tmp_path) == before and again.before == again.after == outcome.after
 
 
+def test_a_stick_of_another_bundle_put_in_by_mistake_costs_nothing(
+    material: Path, volumes: Path, tmp_path: Path
+) -> None:
+    site = tmp_path / "site"
+    write_files(tmp_path / "stranger", {"c.safetensors": 7 * MIB}, 5)
+    write_bundle(tmp_path / "later", [Request("models", "stranger", str(tmp_path / "stranger"))])
+    split_bundle(tmp_path / "later", tmp_path / "other", 4 * MIB, 2 * MIB)
+    for number in (1, 2):
+        join_volumes(site, [volumes / NAMES[number - 1]])
+        assert not join_volumes(site, [next((tmp_path / "other").glob("later-1-of-*"))]).complete
+    # The first two are on their way back already.
+    outcome = join_volumes(site, [volumes / NAMES[2]])
+    assert outcome.complete and same(site, material / "bundle")
+    assert not (site / "partial").exists()
+
+
 @pytest.mark.parametrize("order", [[1, 2, 3], [3, 2, 1], [2, 3, 1]])
 def test_one_stick_after_another_in_any_order(material: Path, volumes: Path, tmp_path: Path, order: List[int]) -> None:
     site, stick = tmp_path / "site", tmp_path / "stick"
@@ -382,10 +398,22 @@ def test_a_full_disk_is_told_in_numbers(volumes: Path, tmp_path: Path, monkeypat
     def full(*_arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    write = pieces_module._write
     monkeypatch.setattr(pieces_module, "_write", full)
     with pytest.raises(BundleError, match="The disk is full"):
         join_volumes(tmp_path / "site", [volumes])
+
+    def fills(writer: Any, chunk: bytes) -> None:
+        write(writer, chunk)
+        if len(chunk) > MIB:
+            full()
+
+    # What was written until then is not needed a second time.
+    monkeypatch.setattr(pieces_module, "_write", fills)
+    with pytest.raises(BundleError, match="The disk is full"):
+        join_volumes(tmp_path / "site", [volumes])
     monkeypatch.undo()
+    monkeypatch.setattr(join_module, "free_bytes", lambda _path: 13 * MIB // 2)
     assert join_volumes(tmp_path / "site", [volumes]).complete
 
 

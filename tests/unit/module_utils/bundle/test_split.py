@@ -262,6 +262,21 @@ def test_volumes_of_another_set_are_not_overwritten(bundle: Path, tmp_path: Path
     assert [row.title for row in outcome.volumes] == ["other-1-of-2", "other-2-of-2"]
 
 
+def test_nor_where_the_stick_takes_two_names_for_one(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split(bundle, tmp_path / "out", name="Bundle")
+    for number in (1, 2, 3):
+        # As FAT has it, which lists it in the letters of the first and opens it by any.
+        (tmp_path / f"out/Bundle-{number}-of-3").rename(tmp_path / f"out/bundle-{number}-of-3")
+    before = tree(tmp_path / "out")
+    monkeypatch.setattr(Path, "glob", lambda _self, _pattern: iter(()))
+    with pytest.raises(BundleError, match="is a volume of something else"):
+        split(bundle, tmp_path / "out")
+    monkeypatch.undo()
+    assert tree(tmp_path / "out") == before
+
+
 @pytest.mark.parametrize("thing", ["file", "link", "link inside"])
 def test_what_is_in_the_way_is_neither_followed_nor_removed(bundle: Path, tmp_path: Path, thing: str) -> None:
     way = tmp_path / "out/bundle-1-of-3"
@@ -289,6 +304,16 @@ def test_too_little_disk_is_told_in_numbers_before_anything_is_written(
     assert split(bundle, tmp_path / "out", numbers=[3]).changed
     monkeypatch.setattr(split_module, "free_bytes", lambda _path: 0)
     assert not split(bundle, tmp_path / "out", numbers=[3]).changed
+
+
+def test_a_place_for_stamps_that_cannot_be_written_is_named(bundle: Path, tmp_path: Path) -> None:
+    shutil.rmtree(str(cache_dir(bundle)), ignore_errors=True)
+    cache_dir(bundle).write_text("in the way, as a read-only medium would be")
+    with pytest.raises(
+        BundleError, match=r"bundle\.cache/build\.lock cannot be written: .* xinference_bundle_cache_dir"
+    ):
+        split(bundle, tmp_path / "out")
+    assert split(bundle, tmp_path / "out", cache=tmp_path / "cache").changed
 
 
 def test_volumes_inside_the_bundle_and_of_no_size_are_refused(bundle: Path) -> None:

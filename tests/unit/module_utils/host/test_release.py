@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,19 @@ def test_releases_are_known_in_the_order_in_which_they_were_put_in_force(tmp_pat
     (tmp_path / "releases/.new-left").mkdir()
     assert release.history(tmp_path) == [made[0], made[2], made[1]]
     assert release.history(tmp_path / "nowhere") == []
+
+
+def test_the_order_holds_when_the_clock_of_the_host_was_set_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    for day in (20_000, 3, 2, 20_001):
+        files = {"service.json": Entry(f"{day}\n")}
+        made.append(release.identity(files))
+        release.make(tmp_path, files)
+        monkeypatch.setattr(time, "time_ns", lambda day=day: day * 86_400 * 10**9)
+        release.switch(tmp_path, made[-1])
+        assert release.history(tmp_path) == made[::-1]
 
 
 def test_only_the_owner_reads_what_may_hold_secrets(tmp_path: Path) -> None:
