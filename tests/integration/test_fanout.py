@@ -320,7 +320,7 @@ def test_what_a_killed_controller_left_listening_does_not_keep_the_port(make: Ma
     process = subprocess.Popen(
         fleet.command(), env=fleet.surroundings(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline and not arriving(fleet, "h3"):
         time.sleep(0.1)
     for pid in family(process.pid):
@@ -341,7 +341,7 @@ def test_after_a_killed_controller_it_stops_listening_by_itself_and_the_next_run
     process = subprocess.Popen(
         fleet.command(), env=fleet.surroundings(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline and arriving(fleet, "h3") < BIG // 4:
         time.sleep(0.1)
     assert arriving(fleet, "h3") and len(fleet.listening()) == 3
@@ -352,7 +352,7 @@ def test_after_a_killed_controller_it_stops_listening_by_itself_and_the_next_run
     for pid in family(process.pid):
         os.kill(pid, signal.SIGKILL)
     process.wait()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while fleet.listening() and time.monotonic() < deadline:
         time.sleep(0.2)
     assert fleet.listening() == []
