@@ -81,12 +81,14 @@ python:
   type: dict
   sample: {path: /usr/bin/python3.11, problem: ""}
 place:
-  description: The nearest existing directory of the root, who may write there, and the bytes that are free.
+  description:
+    - The nearest existing directory of the root, who may write there, and the bytes that are free.
+    - C(foreign) is what others have below the root under names that the collection uses.
   returned: success
   type: dict
   sample:
-    {existing: /opt, free_bytes: 81604378624, mode: "0755", noexec: false, obstacle: "", owner: root, read_only: false,
-     writable: true}
+    {existing: /opt, foreign: [], free_bytes: 81604378624, mode: "0755", noexec: false, obstacle: "", owner: root,
+     read_only: false, writable: true}
 contents:
   description: Sizes of the blobs and received parts in the store by digest, and the names of built directories.
   returned: success

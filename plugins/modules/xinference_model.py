@@ -284,7 +284,9 @@ def main() -> None:
     uid = given["model_uid"]
     client = client_from(module)
     with talking(module, SpecError, ServerError, LockHeld, OSError):
-        wanted = [] if given["state"] == "absent" else specs_from(client, [entry], given["server_gpus"], given["root"])
+        wanted = []
+        if given["state"] != "absent":
+            wanted = specs_from(client, [entry], given["server_gpus"], given["root"], module.check_mode)
         applied = apply(
             client,
             wanted,

@@ -201,7 +201,7 @@ def main() -> None:
     with talking(module, SpecError, ServerError, LockHeld, OSError):
         applied = apply(
             client,
-            specs_from(client, given["models"], given["server_gpus"], given["root"]),
+            specs_from(client, given["models"], given["server_gpus"], given["root"], module.check_mode),
             given["root"],
             prune=given["prune"],
             limit=max(1, given["parallel"]),

@@ -79,6 +79,11 @@ def judge_place(needs: Needs, facts: Facts) -> list[Finding]:
         found = f"{place['existing']} belongs to {place['owner']} (mode {place['mode']})"
         cure = "set ansible_become: true, or choose an xinference_root in a directory of this user"
         findings.append(Finding("root directory", wanted, found, cure))
+    if place["foreign"]:
+        # Shipping would write there, and a teardown would remove it.
+        found = f"{', '.join(place['foreign'])} there already, and not from here"
+        cure = f"choose a directory of its own for xinference_root, such as {needs.root.rstrip('/')}/xinference"
+        findings.append(Finding("root directory", f"nobody else's files in {needs.root}", found, cure))
     if place["noexec"]:
         cure = "mount it without noexec, or choose another xinference_root"
         wanted = f"programs below {needs.root} can run"

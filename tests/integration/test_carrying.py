@@ -135,6 +135,16 @@ def test_a_size_may_be_a_number(material: Path, tmp_path: Path) -> None:
     assert done.returncode == 0 and "bundle-1-of-1" in done.stdout, done.stdout
 
 
+def test_paths_count_from_where_ansible_was_started(material: Path, tmp_path: Path) -> None:
+    places = {"xinference_bundle_dir": material / "bundle", "xinference_carry_directory": tmp_path / "out"}
+    relative = {name: os.path.relpath(path, ROOT) for name, path in places.items()}
+    done = play("split", xinference_carry_size="100M", **relative)
+    assert done.returncode == 0 and (tmp_path / "out/bundle-1-of-1").is_dir(), done.stdout
+    relative["xinference_bundle_dir"] = os.path.relpath(tmp_path / "joined", ROOT)
+    done = play("join", **relative)
+    assert done.returncode == 0 and content(tmp_path / "joined") == content(material / "bundle"), done.stdout
+
+
 def test_only_what_is_new_is_carried_and_needs_what_it_builds_on(material: Path, tmp_path: Path) -> None:
     options = {
         "bundle": str(material / "bundle"),

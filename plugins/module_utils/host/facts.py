@@ -17,6 +17,11 @@ from typing import Any
 from .venv import VenvError, choose_python, complete
 
 _HEX = re.compile(r"[0-9a-f]{64}\Z")
+_MARKS = ("blobs/sha256", "partial", "state/artifacts.json")
+"""What shipping makes before anything else is made below a root directory."""
+_OURS = ("blobs", "cache", "current", "home", "lib", "logs", "models", "partial", "releases", "run", "state", "tools")
+_OURS += ("venvs", "wheels")
+"""What serving makes, and a teardown removes, below a root directory."""
 
 
 def machine() -> dict[str, Any]:
@@ -43,7 +48,8 @@ def interpreter(tag: str | None, wanted: str | None) -> dict[str, Any]:
 def place(root: str) -> dict[str, Any]:
     """Whether `root` can be made or written by this user, and the bytes that are free there.
 
-    `existing` is the nearest directory that is there, `owner` and `mode` are its. `obstacle` names a file in the way.
+    `existing` is the nearest directory that is there, `owner` and `mode` are its. `obstacle` names a file in the way,
+    `foreign` what has one of our names below `root` although nothing was ever shipped there.
     """
     path = Path(root)
     while not os.path.lexists(path) and path != path.parent:
@@ -61,7 +67,14 @@ def place(root: str) -> dict[str, Any]:
         "noexec": bool(volume.f_flag & os.ST_NOEXEC),
         "device": status.st_dev,
         "free_bytes": volume.f_bavail * volume.f_frsize,
+        "foreign": _foreign(Path(root)),
     }
+
+
+def _foreign(root: Path) -> list[str]:
+    if any(os.path.lexists(root / mark) for mark in _MARKS):
+        return []
+    return [name for name in _OURS if os.path.lexists(root / name)]
 
 
 def contents(root: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from .converge import LIMIT, TIMEOUT, Listener, Outcome, converge
 from .plan import Step, plan
 from .record import Record, lock
 from .running import look
-from .spec import ModelSpec, SpecError, parse
+from .spec import ModelSpec, SpecError, parse, source_name
 from .view import View
 
 LOCK_WAIT = 600.0
@@ -86,19 +86,27 @@ def apply(
 
 
 def specs_from(
-    client: Client, entries: Sequence[Mapping[str, Any]], server_gpus: Sequence[Any], root: Union[str, Path]
+    client: Client,
+    entries: Sequence[Mapping[str, Any]],
+    server_gpus: Sequence[Any],
+    root: Union[str, Path],
+    rehearse: bool = False,
 ) -> List[ModelSpec]:
     """Specifications of the entries, with the paths that their sources have on this host.
 
     Where the host has the file that shipping leaves, a model must come from the bundle, from a given path, or from a
     registration of the server. Paths and GPUs are those that the server sees: what the release in force says about
-    that comes before `server_gpus`. Raises SpecError with every problem.
+    that comes before `server_gpus`. To `rehearse`, models that are not on this host count as shipped by then. Raises
+    SpecError with every problem.
     """
     view = View.load(root)
     paths = shipped_paths(root, view)
     rows = [entry for entry in entries if isinstance(entry, Mapping)]
     if paths is None and any(entry.get("source") for entry in rows):
         paths = {}
+    if rehearse and paths is not None:
+        coming = {name for name in map(source_name, rows) if name}
+        paths = {**{name: view.path(str(Path(root, "models", name, "to-come"))) for name in coming}, **paths}
     registrations: List[str] = []
     if paths is not None:
         pathless = [entry for entry in rows if not entry.get("source") and not entry.get("model_path")]

@@ -64,6 +64,7 @@ def facts(**values):
             "noexec": False,
             "free_bytes": 10**12,
             "device": 1,
+            "foreign": [],
         },
         "contents": {"blobs": {}, "partial": {}, "venvs": [], "lib": []},
         "listeners": [],
@@ -128,6 +129,13 @@ def test_models_are_judged_by_the_same_code_that_launches_them(bundle):
 def test_a_root_that_cannot_be_used(values, found):
     (finding,) = judge_place(needs(), facts(**values))
     assert finding.found == found and finding.cure
+
+
+def test_a_root_that_holds_what_others_made():
+    (finding,) = judge_place(needs(root="/srv"), facts(place__foreign=["logs", "models"]))
+    assert finding.found == "logs, models there already, and not from here" and "/srv/xinference" in finding.cure
+    (finding,) = judge_place(needs(root="/"), facts(place__foreign=["home"]))
+    assert "such as /xinference" in finding.cure
 
 
 @pytest.mark.parametrize("root", ["srv/xinference", "~/xinference", ""])

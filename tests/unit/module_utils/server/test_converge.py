@@ -629,6 +629,11 @@ def test_paths_come_from_what_was_shipped(tmp_path):
     (tmp_path / "state" / "artifacts.json").write_text(json.dumps(shipped), encoding="utf-8")
     result = run(scripted(), tmp_path, sourced, rehearse=True)
     assert result.after["m"]["model_path"] == "/opt/x/models/MiniLM/1f"
+    coming = {**ENTRY, "source": {"path": "/data/bge-m3"}}
+    with pytest.raises(SpecError, match="not in the bundle on this host"):
+        specs_from(scripted(), [coming], [], tmp_path)
+    (spec,) = specs_from(scripted(), [coming], [], tmp_path, rehearse=True)
+    assert spec.fields["model_path"] == str(tmp_path / "models/bge-m3/to-come")
     with pytest.raises(SpecError, match="model without source in the bundle"):
         run(scripted(), tmp_path, ENTRY, rehearse=True)
     assert run(scripted(), tmp_path, {**ENTRY, "model_name": "ours"}, rehearse=True).changed
