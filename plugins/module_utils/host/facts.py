@@ -19,8 +19,10 @@ from .venv import VenvError, choose_python, complete
 _HEX = re.compile(r"[0-9a-f]{64}\Z")
 _MARKS = ("blobs/sha256", "partial", "state/artifacts.json")
 """What shipping makes before anything else is made below a root directory."""
-_OURS = ("blobs", "cache", "current", "home", "lib", "logs", "models", "partial", "releases", "run", "state", "tools")
-_OURS += ("venvs", "wheels")
+_OURS = (
+    *("blobs", "cache", "current", "home", "lib", "logs", "models", "partial", "releases", "run", "state", "tools"),
+    *("venvs", "wheels"),
+)
 """What serving makes, and a teardown removes, below a root directory."""
 
 
