@@ -14,10 +14,13 @@ from ansible.module_utils.common.text.formatters import human_to_bytes
 from ansible.plugins.action import ActionBase
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import Artifact, Bundle, BundleError
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.manifest import WHEELS_PYTHON
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.trust import TrustError, signers_text
 from ansible_collections.airgap.xinference.plugins.plugin_utils.bundles import (
+    ALLOW_CODE,
     ALWAYS,
     WHEELHOUSE,
     bundle_path,
+    code_refusals,
     select,
     verified,
 )
@@ -41,6 +44,8 @@ from ansible_collections.airgap.xinference.plugins.plugin_utils.variables import
 ARGUMENTS = {
     "bundle": {"type": "str", "required": True},
     "cache_dir": {"type": "str"},
+    "signers": {"type": "str", "default": ""},
+    "signers_on_host": {"type": "bool", "default": True},
     "root": {"type": "str", "required": True},
     "models": {"type": "list", "elements": "raw", "default": []},
     "registrations": {"type": "list", "elements": "str", "default": []},
@@ -99,11 +104,13 @@ class ActionModule(ActionBase):
         """Open and verify the part of the bundle this host needs."""
         cure = "build the bundle again with this inventory (playbooks/bundle.yml)"
         try:
-            bundle = Bundle.open(bundle_path(options["bundle"]))
+            bundle = Bundle.open(bundle_path(options["bundle"]), signers_text(options["signers"]))
             entries = [entry for entry in options["models"] if isinstance(entry, dict)]
             images = ([options["image"]] if options["image"] else []) + options["images"]
             chosen = select(bundle, entries, options["backend"], images, options["tools"], options["engines"])
             damaged, _read = verified(bundle, chosen.artifacts, options["cache_dir"], say)
+        except TrustError as error:
+            return None, [], [Finding("signature", "", str(error), "")]
         except BundleError as error:
             problems = error.problems or [error.summary]
             path = bundle_path(options["bundle"])
@@ -117,6 +124,8 @@ class ActionModule(ActionBase):
         findings += [
             Finding("bundle", wanted, str(blob), "copy the bundle to this controller again") for blob in damaged
         ]
+        refused = code_refusals(chosen.artifacts, entries)
+        findings += [Finding("code", "models without code of their own", text, ALLOW_CODE) for text in refused]
         return bundle, chosen.artifacts, findings
 
     def _look_at_host(
@@ -131,6 +140,7 @@ class ActionModule(ActionBase):
             "python_tag": wheelhouse.annotations.get(WHEELS_PYTHON) if wheelhouse else None,
             "gpus": bool(wanted_gpus(needs)),
             "engine": needs.backend == "docker",
+            "signatures": bool(options["signers"].strip()) and options["signers_on_host"],
             "docker_host": options["docker_host"],
             "addresses": options["airgap_addresses"],
             "timeout": options["airgap_timeout"],

@@ -17,11 +17,18 @@ from ansible_collections.airgap.xinference.plugins.module_utils.bundle.keep impo
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import Artifact, Bundle, BundleError
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.manifest import IMAGES
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.sizes import bytes_of
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.trust import (
+    TrustError,
+    signers_text,
+)
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.trust import packed as packed_index
 from ansible_collections.airgap.xinference.plugins.module_utils.host.system_facts import aes
 from ansible_collections.airgap.xinference.plugins.plugin_utils.bundles import (
+    ALLOW_CODE,
     ALWAYS,
     LIBRARIES,
     bundle_path,
+    code_refusals,
     select,
     verified,
 )
@@ -58,6 +65,8 @@ ARGUMENTS = {
     "tools": {"type": "list", "elements": "str", "default": []},
     "engines": {"type": "str", "choices": ["image", "bundle", "wheels", "index"], "default": "image"},
     "docker_host": {"type": "str"},
+    "signers": {"type": "str", "default": ""},
+    "signers_on_host": {"type": "bool", "default": True},
     "cache_dir": {"type": "str"},
     "wait": {"type": "int", "default": 120},
     "streams": {"type": "int", "default": 1},
@@ -90,7 +99,8 @@ class ActionModule(ActionBase):
 
         try:
             options["rate_limit"] = rate_of(options["rate_limit"])
-            bundle = Bundle.open(bundle_path(options["bundle"]))
+            options["signers"] = signers_text(options["signers"])
+            bundle = Bundle.open(bundle_path(options["bundle"]), options["signers"])
             wishes = (options[name] for name in ("models", "backend", "images", "tools", "engines"))
             chosen = select(bundle, *wishes)
             if chosen.absent:
@@ -98,11 +108,14 @@ class ActionModule(ActionBase):
                     f"The bundle {bundle.root} does not have what {host} needs: {', '.join(chosen.absent)}. "
                     "Build it with the same inventory (playbooks/bundle.yml)."
                 )
+            refused = code_refusals(chosen.artifacts, options["models"])
+            if refused:
+                raise ShippingError(f"Nothing was sent. {'; '.join(refused)}. What to do: {ALLOW_CODE}.")
             with screen(host, self._task._uuid, task_vars) as say:
                 job = _Job(self, bundle, chosen.artifacts, options, host, task_vars, say)
                 result.update(job.rehearse() if self._task.check_mode else job.do_or_wait())
                 say.count({"sent_bytes": 0} if result.get("waiting") else result)
-        except (BundleError, ShippingError, OSError) as error:
+        except (BundleError, ShippingError, TrustError, OSError) as error:
             raise AnsibleActionFail(f"{host}: {error}", result=getattr(error, "details", {})) from error
         return result
 
@@ -397,8 +410,16 @@ class _Job:
             for part in parts
         ]
         self.told |= {part.digest for part in parts}
-        arguments = {"root": self.options["root"], "artifacts": wanted, "owner": self.owner, **more}
+        arguments = {"root": self.options["root"], "artifacts": wanted, "owner": self.owner, **self._trust(), **more}
         return self.action.ask("xinference_store", arguments, self.task_vars)
+
+    def _trust(self) -> dict[str, Any]:
+        """What the host needs to see for itself who signed the bundle."""
+        if not self.options["signers"] or not self.options["signers_on_host"]:
+            return {}
+        signature = (self.bundle.signature or b"").decode("ascii", "replace")
+        index = packed_index(self.bundle.index)
+        return {"trust": {"index": index, "signature": signature, "signers": self.options["signers"]}}
 
     def _manifest(self, part: Artifact) -> str | None:
         """A manifest that goes with the first question about it, because it is small."""

@@ -61,7 +61,9 @@ def bundle_sources(models: dict, companions: bool = True) -> dict:
             result["modelscope"].append({"name": source.name, **source.content})
             continue
         path = Path(source.content["path"]).expanduser().absolute()
-        result["local"].append({"name": source.name, "path": str(path)})
+        fields = {"license": "license", "origin": "source"}
+        told = {ours: source.content[field] for field, ours in fields.items() if field in source.content}
+        result["local"].append({"name": source.name, "path": str(path), **told})
         if not path.exists():
             problems.append(f"{source.wanted_by[0]}: source.path {path} does not exist on this machine")
     return result

@@ -48,6 +48,11 @@ options:
       revision:
         description: Revision of the source. Recorded in the bundle.
         type: str
+      license:
+        description:
+          - The model's licence. Recorded in the bundle.
+          - By default what the model's own card (C(README.md)) names, else the name of its licence file.
+        type: str
   files:
     description: Other things to put in, as C(<kind>/<name>).
     type: list
@@ -91,6 +96,16 @@ options:
       - Address of the Docker Engine, for images without an archive. By default the environment variable E(DOCKER_HOST),
         else the socket of this machine.
     type: str
+  signing_key:
+    description:
+      - File of an OpenSSH key to sign the bundle with; C(ssh-keygen) of OpenSSH 8.2 or newer does it. The key itself
+        goes nowhere. The bundle gets C(index.json.sig), a signature of the exact bytes of C(index.json), which names
+        all else by its SHA-256.
+      - Nobody is asked for a passphrase. Give a key that has one to C(ssh-agent) before, and name its file or its
+        public one (C(.pub)) here; so also for keys on tokens.
+      - A signature by this key that is still right stays as it is. Without a key, a signature stays as long as the
+        index does, and goes with it.
+    type: path
   cache_dir:
     description:
       - Directory of what is remembered about files between runs. It is not part of the bundle.
@@ -123,6 +138,7 @@ EXAMPLES = r"""
       - name: bge-m3
         path: /srv/models/bge-m3
       - name: Qwen2.5-7B-Instruct
+        license: apache-2.0
         path: /srv/bundle.cache/modelscope/Qwen2.5-7B-Instruct
         source: modelscope:Qwen/Qwen2.5-7B-Instruct
         revision: a09a35458c702b33eeacc393d103063234e8bc28
@@ -132,6 +148,7 @@ EXAMPLES = r"""
         path: /srv/wheels
         annotations:
           airgap.xinference.python: cp311
+    signing_key: ~/.ssh/bundle_ed25519
 
 - name: Put images into the bundle, one from the engine and one from an archive
   airgap.xinference.xinference_bundle:
@@ -212,6 +229,15 @@ dropped_bytes:
   description: Bytes of blobs that were removed because no artifact uses them any more.
   returned: success
   type: int
+signing_key:
+  description: Fingerprint of the key that the bundle is signed with, as C(ssh-keygen -l) prints it. Empty without one.
+  returned: success
+  type: str
+  sample: SHA256:rYMvZ0uEzs/jz+9l9pAnNjaRXmDcIdkZHRm6LzH5Oh8
+trust:
+  description: Why the bundle could not be signed, V(ssh-keygen) or V(key).
+  returned: failure, when that is why
+  type: str
 problems:
   description: Everything that is wrong.
   returned: failure
@@ -229,9 +255,10 @@ from ansible_collections.airgap.xinference.plugins.module_utils.bundle.images im
 )
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.ingest import Outcome, Request, write_bundle
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import BundleError
-from ansible_collections.airgap.xinference.plugins.module_utils.bundle.manifest import REVISION, SOURCE
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.manifest import LICENSE, REVISION, SOURCE
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.report import artifact_values, table
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.sizes import size_text
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.trust import TrustError
 
 
 def main() -> None:
@@ -241,6 +268,7 @@ def main() -> None:
         "path": {"type": "path", "required": True},
         "source": {"type": "str"},
         "revision": {"type": "str"},
+        "license": {"type": "str"},
     }
     files_spec = {
         "kind": {"type": "str", "required": True},
@@ -256,6 +284,7 @@ def main() -> None:
             "files": {"type": "list", "elements": "dict", "default": [], "options": files_spec},
             "images": {"type": "list", "elements": "dict", "default": [], "options": image_spec},
             "docker_host": {"type": "str"},
+            "signing_key": {"type": "path", "no_log": False},
             "cache_dir": {"type": "path"},
         },
         supports_check_mode=True,
@@ -265,9 +294,16 @@ def main() -> None:
         Request("models", model["name"], model["path"], _model_annotations(model)) for model in params["models"]
     ]
     requests += [Request(item["kind"], item["name"], item["path"], item["annotations"]) for item in params["files"]]
-    with failing(module, BundleError, EngineError, OSError):
+    with failing(module, BundleError, EngineError, TrustError, OSError):
         images = _images(module, params["images"])
-        outcome = write_bundle(params["path"], requests, params["cache_dir"], module.check_mode, images=images)
+        outcome = write_bundle(
+            params["path"],
+            requests,
+            params["cache_dir"],
+            module.check_mode,
+            images=images,
+            signing_key=params["signing_key"],
+        )
         module.exit_json(directory=params["path"], **_result(outcome))
 
 
@@ -292,7 +328,7 @@ def _images(module: AnsibleModule, entries: list) -> list:
 
 def _model_annotations(model: dict) -> dict:
     """What the manifest of a model says about its origin."""
-    origin = {SOURCE: model["source"], REVISION: model["revision"]}
+    origin = {SOURCE: model["source"], REVISION: model["revision"], LICENSE: model["license"]}
     return {key: value for key, value in origin.items() if value}
 
 
@@ -306,6 +342,7 @@ def _result(outcome: Outcome) -> dict:
         "changed": outcome.changed,
         "artifacts": artifacts,
         "table": table(artifacts),
+        "signing_key": outcome.signing_key,
         "hashed_bytes": outcome.hashed_bytes,
         "linked_bytes": outcome.linked_bytes,
         "copied_bytes": outcome.copied_bytes,

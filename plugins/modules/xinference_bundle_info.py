@@ -24,6 +24,15 @@ options:
     description: Hash the content as well, and fail when a blob is damaged.
     type: bool
     default: false
+  signers:
+    description:
+      - Who may have signed the bundle, the text of an allowed signers file as L(ssh-keygen,
+        https://man.openbsd.org/ssh-keygen#ALLOWED_SIGNERS) reads it, or the path of such a file. Fails when none of
+        them signed it, before anything in it is looked at.
+      - Needs C(ssh-keygen) of OpenSSH 8.2 or newer, 8.8 or newer where keys have dates.
+      - Empty means that nobody asks.
+    type: str
+    default: ""
   cache_dir:
     description:
       - Directory where it is remembered which files were already hashed. It is not part of the bundle.
@@ -42,7 +51,12 @@ EXAMPLES = r"""
   airgap.xinference.xinference_bundle_info:
     path: /media/usb/bundle
     verify: true
+    signers: /etc/xinference/allowed_signers
   register: bundle
+
+- name: Show licences, origins and code
+  ansible.builtin.debug:
+    msg: "{{ bundle.origins }}"
 """
 
 RETURN = r"""
@@ -83,6 +97,29 @@ table:
   returned: success
   type: list
   elements: str
+origins:
+  description: The models as lines of a table with licence, whether they bring code of their own, source and revision.
+  returned: success
+  type: list
+  elements: str
+signed_by:
+  description: The identity of the allowed signer who signed the bundle. Empty where nobody asked.
+  returned: success
+  type: str
+  sample: release@bank.example
+signing_key:
+  description:
+    - Fingerprint of the key that the bundle is signed with, as C(ssh-keygen -l) prints it; empty when it is not signed.
+    - Without O(signers) nobody checked that it is right.
+  returned: success
+  type: str
+  sample: SHA256:rYMvZ0uEzs/jz+9l9pAnNjaRXmDcIdkZHRm6LzH5Oh8
+trust:
+  description:
+    - Why the bundle is not to be trusted, V(missing), V(index), V(signature), V(mismatch), V(unknown signer),
+      V(expired), V(not yet valid), or V(namespace), or why that cannot be told, V(ssh-keygen) or V(signers).
+  returned: failure, when that is why
+  type: str
 size:
   description: Bytes of the bundle, every blob counted once.
   returned: success
@@ -107,7 +144,18 @@ from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout im
     cache_dir,
     verify,
 )
-from ansible_collections.airgap.xinference.plugins.module_utils.bundle.report import artifact_values, table
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.manifest import MODELS
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.origin import code_of
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.report import (
+    artifact_values,
+    origin_table,
+    table,
+)
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.trust import (
+    TrustError,
+    signers_text,
+    signing_key_of,
+)
 
 
 def main() -> None:
@@ -116,22 +164,36 @@ def main() -> None:
         argument_spec={
             "path": {"type": "path", "required": True},
             "verify": {"type": "bool", "default": False},
+            "signers": {"type": "str", "default": ""},
             "cache_dir": {"type": "path"},
         },
         supports_check_mode=True,
     )
     params = module.params
-    with failing(module, BundleError, OSError):
-        bundle = Bundle.open(params["path"])
+    with failing(module, BundleError, TrustError, OSError):
+        bundle = Bundle.open(params["path"], signers_text(params["signers"]))
         hashed = _verify(bundle, params["cache_dir"]) if params["verify"] else 0
         artifacts = [
             artifact_values(
-                item.kind, item.name, item.annotations, len(item.files or item.layers), item.size, item.digest
+                item.kind,
+                item.name,
+                item.annotations,
+                len(item.files or item.layers),
+                item.size,
+                item.digest,
+                code_of(item) if item.kind == MODELS else None,
             )
             for item in bundle.artifacts
         ]
         module.exit_json(
-            changed=False, artifacts=artifacts, table=table(artifacts), size=bundle.size, hashed_bytes=hashed
+            changed=False,
+            artifacts=artifacts,
+            table=table(artifacts),
+            origins=origin_table(artifacts),
+            signed_by=bundle.signer.identity if bundle.signer else "",
+            signing_key=signing_key_of(bundle.signature),
+            size=bundle.size,
+            hashed_bytes=hashed,
         )
 
 

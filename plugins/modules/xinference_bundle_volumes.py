@@ -74,6 +74,13 @@ options:
     type: list
     elements: int
     default: []
+  signers:
+    description:
+      - With O(state=joined), who may have signed the bundle, the text of an allowed signers file or the path of one, as
+        for M(airgap.xinference.xinference_bundle_info). Nothing is taken from volumes that none of them signed.
+      - The signature of a bundle goes along on every volume.
+    type: str
+    default: ""
   cache_dir:
     description:
       - Directory of what is remembered about files between runs. It is not part of the bundle.
@@ -221,6 +228,10 @@ missing:
   type: list
   elements: dict
   sample: [{"reference": "models/bge-m3", "files": 13, "of": 13, "size": 91618861}]
+trust:
+  description: Why the volumes are not to be trusted, as in RV(airgap.xinference.xinference_bundle_info#module:trust).
+  returned: failure, when that is why
+  type: str
 problems:
   description: Everything that is wrong; damaged or missing pieces with their volume.
   returned: failure
@@ -235,6 +246,7 @@ from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout im
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.report import volume_table, volume_values
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.sizes import bytes_of, size_text
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.split import SplitOutcome, split_bundle
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.trust import TrustError, signers_text
 
 
 def main() -> None:
@@ -249,12 +261,13 @@ def main() -> None:
             "base": {"type": "path"},
             "name": {"type": "str", "default": ""},
             "volumes": {"type": "list", "elements": "int", "default": []},
+            "signers": {"type": "str", "default": ""},
             "cache_dir": {"type": "path"},
         },
         required_if=[("state", "split", ["size"])],
         supports_check_mode=True,
     )
-    with failing(module, BundleError, ValueError, OSError):
+    with failing(module, BundleError, TrustError, ValueError, OSError):
         module.exit_json(**(_split(module) if module.params["state"] == "split" else _join(module)))
 
 
@@ -288,6 +301,7 @@ def _join(module: AnsibleModule) -> dict:
         params["name"],
         params["cache_dir"],
         module.check_mode,
+        signers_text(params["signers"]),
     )
     new = outcome.joined_bytes + outcome.base_bytes
     return {

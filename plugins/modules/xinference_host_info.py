@@ -43,6 +43,10 @@ options:
     description: Whether to ask the Docker Engine what it is and has.
     type: bool
     default: false
+  signatures:
+    description: Whether to find out if the host can check who signed a bundle.
+    type: bool
+    default: false
   docker_host:
     description: Address of the engine, by default what the client of the host is set up for.
     type: str
@@ -130,6 +134,11 @@ reached:
   returned: success
   type: list
   elements: str
+signatures:
+  description: Why the host cannot check signatures. Empty when it can, or when not asked for.
+  returned: success
+  type: str
+  sample: ""
 engine:
   description: The engine, its Compose, its ways to GPUs, the layers it has; null when not asked for.
   returned: success
@@ -142,6 +151,7 @@ engine:
 """
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.trust import tool_problem
 from ansible_collections.airgap.xinference.plugins.module_utils.host import engine_facts, facts, ports, system_facts
 
 
@@ -156,6 +166,7 @@ def main() -> None:
             "python_tag": {"type": "str"},
             "gpus": {"type": "bool", "default": False},
             "engine": {"type": "bool", "default": False},
+            "signatures": {"type": "bool", "default": False},
             "docker_host": {"type": "str"},
             "addresses": {"type": "list", "elements": "str", "default": []},
             "timeout": {"type": "float", "default": 2},
@@ -179,6 +190,7 @@ def main() -> None:
         engine=engine_facts.look(options["root"], options["port"], options["docker_host"])
         if options["engine"]
         else None,
+        signatures=tool_problem() if options["signatures"] else "",
     )
 
 

@@ -14,7 +14,8 @@ author:
 description:
   - Looks for every reason why the host could not be served from the bundle, and names all of them in one message, each
     with what was wanted, what was found, and what to do.
-  - "The bundle: readable, complete, nothing missing, truncated or damaged, with all that the host needs."
+  - "The bundle: signed by somebody who may, readable, complete, nothing missing, truncated or damaged, with all that
+    the host needs, and without models that bring code of their own where their entries do not allow it."
   - "The model entries: fields, identifiers, GPUs, and whether their models are in the bundle."
   - "The host: root directory, disk, port, the Python and machine that the wheels are for, GPUs, memory, swap, clock,
     and whether it is cut off from the internet."
@@ -34,6 +35,19 @@ options:
   cache_dir:
     description: The directory on the controller for the stamps of the bundle. The default is beside the bundle.
     type: str
+  signers:
+    description:
+      - Who may have signed the bundle, the text of an allowed signers file as L(ssh-keygen,
+        https://man.openbsd.org/ssh-keygen#ALLOWED_SIGNERS) reads it, or the path of such a file on the controller. With
+        it, a bundle that none of them signed is a problem.
+      - Needs C(ssh-keygen) of OpenSSH 8.2 or newer on the controller and the host, 8.8 or newer where keys have dates.
+      - Empty means that nobody asks who made the bundle.
+    type: str
+    default: ""
+  signers_on_host:
+    description: Whether the host will check the signature for itself, so that it must be able to.
+    type: bool
+    default: true
   root:
     description: The root directory on the host.
     type: str

@@ -51,7 +51,8 @@ options:
     required: true
   models:
     description:
-      - The model entries of the host, as in its inventory. Only their C(source) and C(enabled) are used here.
+      - The model entries of the host, as in its inventory. Only their C(source), C(enabled) and C(allow_code) are used
+        here. A model that brings code of its own is refused when its entry does not say C(allow_code=true).
       - Models of the bundle that the host has no entry for are not sent.
     type: list
     elements: dict
@@ -85,6 +86,19 @@ options:
     description:
       - Address of the engine, as seen from the host. By default what E(DOCKER_HOST) says there, else its socket.
     type: str
+  signers:
+    description:
+      - Who may have signed the bundle, the text of an allowed signers file as L(ssh-keygen,
+        https://man.openbsd.org/ssh-keygen#ALLOWED_SIGNERS) reads it, or the path of such a file on the controller. With
+        it, a bundle that none of them signed is refused, before anything in it is looked at.
+      - Needs C(ssh-keygen) of OpenSSH 8.2 or newer on the controller and the host, 8.8 or newer where keys have dates.
+      - Empty means that nobody asks who made the bundle.
+    type: str
+    default: ""
+  signers_on_host:
+    description: Whether the host checks the signature for itself before it takes anything in. Else the controller only.
+    type: bool
+    default: true
   wait:
     description:
       - Seconds to wait while another controller is shipping to the host. Then the task fails and says who that is, and

@@ -68,6 +68,25 @@ options:
           - The manifest itself, compressed with zlib and written in base64, for hosts that may lack it.
           - It is not secret. It is kept out of logs because it is long.
         type: str
+  trust:
+    description:
+      - What shows that somebody who may signed the bundle these artifacts are of. It is checked before anything is
+        taken in; artifacts that the signed index does not name just so are refused.
+      - Needs C(ssh-keygen) of OpenSSH 8.2 or newer on the host, 8.8 or newer where keys have dates.
+      - C(<root>/state/index.json) and C(<root>/state/index.json.sig) keep what was signed, to be looked at later.
+    type: dict
+    suboptions:
+      index:
+        description: The bundle's C(index.json), compressed with zlib and written in base64.
+        type: str
+        required: true
+      signature:
+        description: The bundle's C(index.json.sig); without it the bundle is refused.
+        type: str
+      signers:
+        description: Who may sign, the text of an allowed signers file.
+        type: str
+        required: true
   owner:
     description:
       - The numeric user that uploads with the connection plugin, when it is not the one this module runs as.
@@ -146,6 +165,15 @@ given_bytes:
   returned: success
   type: int
   sample: 0
+signed_by:
+  description: The identity of the allowed signer who signed the bundle.
+  returned: with O(trust)
+  type: str
+  sample: release@bank.example
+trust:
+  description: Why the bundle was refused, as RV(airgap.xinference.xinference_bundle_info#module:trust) has it.
+  returned: failure, when that is why
+  type: str
 blobs:
   description: Blobs that were verified and taken in.
   returned: success
@@ -187,12 +215,15 @@ receive:
       type: bool
 """
 
+from pathlib import Path
+
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.airgap.xinference.plugins.module_utils._ansible import failing
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.deep import Deep
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.digest import free_bytes
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.keep import Wanted, keep
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.store import Store, StoreError
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.trust import Signer, TrustError, vouch
 from ansible_collections.airgap.xinference.plugins.module_utils.host.system_facts import aes
 
 
@@ -206,10 +237,17 @@ def main() -> None:
         "layers": {"type": "list", "elements": "str", "default": []},
         "manifest": {"type": "str", "no_log": True},
     }
+    trust = {
+        # Not secret, but long.
+        "index": {"type": "str", "required": True, "no_log": True},
+        "signature": {"type": "str"},
+        "signers": {"type": "str", "required": True},
+    }
     module = AnsibleModule(
         argument_spec={
             "root": {"type": "path", "required": True},
             "artifacts": {"type": "list", "elements": "dict", "required": True, "options": artifact},
+            "trust": {"type": "dict", "options": trust},
             "owner": {"type": "int"},
             "deep": {"type": "bool", "default": False},
             "deep_seconds": {"type": "float", "default": 0},
@@ -217,13 +255,15 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    with failing(module, StoreError, OSError):
-        store = Store(module.params["root"], dry_run=module.check_mode)
+    with failing(module, StoreError, TrustError, OSError):
         wanted = [Wanted(**{**entry, "layers": tuple(entry["layers"])}) for entry in module.params["artifacts"]]
+        signer = _vouch(module, wanted)
+        store = Store(module.params["root"], dry_run=module.check_mode)
         deep = Deep(module.params["deep_after"], module.params["deep_seconds"]) if module.params["deep"] else None
         answer = keep(store, wanted, module.params["owner"], deep)
         module.exit_json(
             **({"deep": answer.reread._asdict()} if answer.reread else {}),
+            **({"signed_by": signer.identity} if signer else {}),
             changed=answer.changed,
             missing=answer.missing,
             partial=answer.partial,
@@ -239,6 +279,15 @@ def main() -> None:
                 "aes": aes(),
             },
         )
+
+
+def _vouch(module: AnsibleModule, wanted: list) -> Signer | None:
+    """Check who signed what is wanted, when that was asked for, and keep the proof of it."""
+    trust = module.params["trust"]
+    if trust is None:
+        return None
+    proof = None if module.check_mode else Path(module.params["root"], "state")
+    return vouch(trust["index"], trust["signature"], trust["signers"], wanted, proof)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout im
     cache_dir,
     verify,
 )
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.origin import code_of, code_text
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.reference import image_name, reference_problem
 from ansible_collections.airgap.xinference.plugins.module_utils.companions import companions_of
 from ansible_collections.airgap.xinference.plugins.module_utils.server.spec import source_name
@@ -59,6 +60,34 @@ def wanted_companions(entries: Iterable[Mapping[str, Any]]) -> list[str]:
     rows = [entry for entry in entries if isinstance(entry, Mapping)]
     on = [entry for entry in rows if str(entry.get("enabled", True)).lower() not in OFF]
     return list(dict.fromkeys(row.name for entry in on for row in companions_of(entry)))
+
+
+def code_refusals(artifacts: Iterable[Artifact], entries: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Models among `artifacts` that bring code of their own although an entry that wants them does not allow it.
+
+    One sentence each, with the entry and the code.
+    """
+    refused = []
+    named = {artifact.name: code_of(artifact) for artifact in artifacts if artifact.kind == "models"}
+    for entry in entries:
+        if not isinstance(entry, Mapping) or _is(entry.get("allow_code", False)):
+            continue
+        for name in [*wanted_models([entry]), *wanted_companions([entry])]:
+            if named.get(name):
+                uid = entry.get("model_uid") or entry.get("model_name")
+                refused.append(f"{uid}: its model {name} brings code of its own ({code_text(named[name])})")
+    return list(dict.fromkeys(refused))
+
+
+def _is(value: Any) -> bool:
+    """Whether an entry says so in a field; nonsense is no consent."""
+    return str(value).strip().lower() in ("true", "yes", "on")
+
+
+ALLOW_CODE = (
+    "have somebody read that code and then set `allow_code: true` in the entry, or serve a model without; it would run "
+    "with all rights of the server"
+)
 
 
 def select(

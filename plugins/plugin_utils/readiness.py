@@ -53,6 +53,7 @@ def judge_host(needs: Needs, facts: Facts, bundle: Bundle | None, artifacts: Seq
         *judge_wheels(facts, artifacts),
         *(judge_docker(needs, facts, bundle, bool(wanted_gpus(needs))) if needs.backend == "docker" else []),
         *(judge_disk(needs, facts, bundle, artifacts) if bundle is not None else []),
+        *judge_signatures(facts),
         *judge_address(needs, facts),
         *judge_port(needs, facts),
         *judge_gpus(needs, facts),
@@ -115,6 +116,13 @@ def judge_wheels(facts: Facts, artifacts: Iterable[Artifact]) -> list[Finding]:
     if python and python["problem"]:
         findings.append(Finding("python", "", python["problem"], ""))
     return findings
+
+
+def judge_signatures(facts: Facts) -> list[Finding]:
+    """Whether the host can see for itself who signed the bundle, where it has to."""
+    found = facts.get("signatures") or ""
+    cure = "do that, or have this host go by the controller's check alone: xinference_bundle_signers_on_host: false"
+    return [Finding("signature", "an OpenSSH on the host that can check signatures", found, cure)] if found else []
 
 
 def judge_address(needs: Needs, facts: Facts) -> list[Finding]:

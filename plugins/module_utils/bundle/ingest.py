@@ -10,7 +10,7 @@ at any moment finds the old one or the new one, complete.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Sequence
 
@@ -20,9 +20,11 @@ from .images import ImageRequest, Memory, store_image
 from .layout import INDEX_FILE, LAYOUT_FILE, LAYOUT_VERSION, BundleError, blob_path, cache_dir, index_lines
 from .lock import locked
 from .manifest import (
+    CODE,
     EMPTY_CONFIG,
     IMAGE_NAME,
     IMAGES,
+    MODELS,
     TYPE_FILES,
     TYPE_MODEL,
     File,
@@ -30,10 +32,12 @@ from .manifest import (
     name_problem,
     split_reference,
 )
+from .origin import facts_of
 from .pack import encode, files_manifest, image_manifest, index, index_entry, model_config, model_manifest
 from .reference import image_name, reference_problem
 from .scan import SourceFile, scan
 from .sizes import size_text
+from .trust import SIGNATURE_FILE, fingerprint, is_signed_with, public_key, read_signature, sign, signing_key_of
 from .writer import BlobWriter, same_content
 
 
@@ -42,7 +46,7 @@ class Request:
     """An artifact to be in the bundle: the file or directory `path` under ``<kind>/<name>``.
 
     Kind `models` makes a ModelPack manifest, any other an ORAS one. `annotations` go into the manifest, so they must
-    not contain anything that differs from build to build.
+    not contain anything that differs from build to build. Those of a model are completed by what its files tell.
     """
 
     kind: str
@@ -70,7 +74,10 @@ class Written:
 
 @dataclass
 class Outcome:
-    """What `write_bundle` did, sizes in bytes; `before` and `after` are one line for each artifact."""
+    """What `write_bundle` did, sizes in bytes; `before` and `after` are one line for each artifact and the signature.
+
+    `signing_key` is the fingerprint of the key that the bundle is signed with now, empty when it is not.
+    """
 
     changed: bool
     artifacts: list[Written]
@@ -80,6 +87,7 @@ class Outcome:
     linked_bytes: int = 0
     copied_bytes: int = 0
     dropped_bytes: int = 0
+    signing_key: str = ""
 
 
 def write_bundle(
@@ -89,29 +97,68 @@ def write_bundle(
     check: bool = False,
     progress: Progress | None = None,
     images: Sequence[ImageRequest] = (),
+    signing_key: str | None = None,
 ) -> Outcome:
     """Make the bundle at `path` hold exactly `requests` and `images`; with `check` say what would happen.
 
-    `cache` is the directory of the stamps (default: beside the bundle). Raises BundleError, before anything is
-    written, with everything that is wrong with any request, or with too little disk, or when another build is running.
-    An image that turns out to be bad while it is read leaves the bundle's index as it was.
+    `signing_key` is the file of an OpenSSH key to sign the index with (`.pub` for one that ssh-agent holds). A
+    signature by that key that is still right stays as it is; without a key, one stays as long as the index does.
+    `cache` is the directory of the stamps (default: beside the bundle).
+
+    Raises BundleError, before anything is written, with everything that is wrong with any request, or with too little
+    disk, or when another build is running. An image that turns out to be bad while it is read, or a key that cannot
+    sign (TrustError), leaves the bundle's index as it was.
     """
     root = Path(os.path.abspath(os.fspath(path)))  # noqa: PTH100
     cache = Path(cache) if cache else cache_dir(root)
     sources = _gather(root, requests, images)
+    requests = [_with_facts(request, files) for request, files in zip(requests, sources)]
+    seal = _Seal(root, signing_key)
     stamps = Stamps(cache / "stamps.json")
     memory = Memory(cache / "images.json")
     if check:
-        return _plan(root, stamps, requests, sources, memory, images)
+        return _plan(root, stamps, requests, sources, memory, images, seal)
     with locked(cache / "build.lock", f"another build of {root} is running"):
         _check_space(root, stamps, [file for files in sources for file in files])
         writer = BlobWriter(root, stamps, progress)
         try:
-            return _write(writer, requests, sources, memory, images)
+            return _write(writer, requests, sources, memory, images, seal)
         finally:
             writer.remove_partials()
             stamps.save()
             memory.save([image.reference for image in images])
+
+
+class _Seal:
+    """The signature of a bundle that is built."""
+
+    def __init__(self, root: Path, key: str | None) -> None:
+        # A key that is not there is found out before hours of copying, not after.
+        self._public = public_key(key) if key else ""
+        self._key = key
+        self.there = read_signature(root)
+
+    def is_right(self, index: bytes, same: bool) -> bool:
+        """Whether the signature that is there can stay; `same` says that the index does."""
+        if not self._key:
+            return same or self.there is None
+        return is_signed_with(index, self.there, self._public)
+
+    def of(self, index: bytes, same: bool) -> bytes | None:
+        """The signature an index is to have."""
+        if self.is_right(index, same):
+            return self.there
+        return sign(index, self._key) if self._key else None
+
+    def lines(self, signature: bytes | None) -> list[str]:
+        """The line about a signature, for a diff."""
+        return [f"signature {signing_key_of(signature) or '(damaged)'}"] if signature is not None else []
+
+    def planned(self, same: bool) -> list[str]:
+        """The line about the signature that a build would leave."""
+        if self._key:
+            return [f"signature {fingerprint(self._public)}"]
+        return self.lines(self.there if same else None)
 
 
 def _gather(root: Path, requests: list[Request], images: Sequence[ImageRequest]) -> list[list[SourceFile]]:
@@ -143,6 +190,16 @@ def _gather(root: Path, requests: list[Request], images: Sequence[ImageRequest])
     return sources
 
 
+def _with_facts(request: Request, files: list[SourceFile]) -> Request:
+    """A request with what the files of a model tell about it; what somebody said comes first, but not about code."""
+    if request.kind != MODELS:
+        return request
+    places = {file.path: file.location for file in files}
+    found = facts_of({file.path: file.size for file in files}, lambda path: places[path].read_bytes())
+    stated = {key: value for key, value in request.annotations.items() if key != CODE}
+    return replace(request, annotations={**found, **stated})
+
+
 def _check_space(root: Path, stamps: Stamps, files: list[SourceFile]) -> None:
     """Refuse to start a copy that cannot end: files of another file system need room for all that is not there yet."""
     place = root
@@ -170,6 +227,7 @@ def _plan(
     sources: list[list[SourceFile]],
     memory: Memory,
     images: Sequence[ImageRequest],
+    seal: _Seal,
 ) -> Outcome:
     """What a build would do, as far as stamps tell; nothing is hashed."""
     entries = []
@@ -191,8 +249,13 @@ def _plan(
             entries.append(_image_entry(wanted, image)[0])
         artifacts.append(_written_image(wanted, image))
     complete = len(entries) == len(requests) + len(images) and not missing
-    same = complete and same_content(root / INDEX_FILE, index(entries))
-    return Outcome(not same, artifacts, index_lines(root), _lines_of(artifacts))
+    content = index(entries)
+    same = complete and same_content(root / INDEX_FILE, content)
+    changed = not same or not seal.is_right(content, same)
+    before, after = seal.lines(seal.there), seal.planned(same)
+    outcome = Outcome(changed, artifacts, index_lines(root) + before, _lines_of(artifacts) + after)
+    outcome.signing_key = after[0].partition(" ")[2] if after else ""
+    return outcome
 
 
 def _write(
@@ -201,6 +264,7 @@ def _write(
     sources: list[list[SourceFile]],
     memory: Memory,
     images: Sequence[ImageRequest],
+    seal: _Seal,
 ) -> Outcome:
     """Write blobs, manifests and index, and drop what is no longer used."""
     before = index_lines(writer.root)
@@ -223,19 +287,27 @@ def _write(
         entries.append(entry)
         artifacts.append(_written_image(wanted, image))
     content = index(entries)
-    changed = not same_content(writer.root / INDEX_FILE, content)
+    same = same_content(writer.root / INDEX_FILE, content)
+    signature = seal.of(content, same)
+    changed = not same or signature != seal.there
     write_atomically(writer.root / LAYOUT_FILE, encode({"imageLayoutVersion": LAYOUT_VERSION}))
+    if signature != seal.there and seal.there is not None:
+        # Between two steps the bundle is not signed, rather than signed wrongly.
+        (writer.root / SIGNATURE_FILE).unlink()
     write_atomically(writer.root / INDEX_FILE, content)
+    if signature is not None and signature != seal.there:
+        write_atomically(writer.root / SIGNATURE_FILE, signature)
     dropped = writer.drop_unused()
     return Outcome(
         changed=changed or writer.wrote,
         artifacts=artifacts,
-        before=before,
-        after=_lines_of(artifacts),
+        before=before + seal.lines(seal.there),
+        after=_lines_of(artifacts) + seal.lines(signature),
         hashed_bytes=writer.stamps.hashed_bytes,
         linked_bytes=writer.linked,
         copied_bytes=writer.copied,
         dropped_bytes=dropped,
+        signing_key=signing_key_of(signature),
     )
 
 

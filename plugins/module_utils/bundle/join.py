@@ -21,12 +21,12 @@ import stat
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Callable, Iterable, Sequence
 
-from .digest import Stamps, copy_and_hash, device_of, free_bytes, write_atomically
-from .documents import DocumentError
+from .digest import Stamps, copy_and_hash, device_of, free_bytes, hash_bytes, write_atomically
+from .documents import DocumentError, read_small
 from .layout import (
     INDEX_FILE,
     LAYOUT_FILE,
@@ -43,6 +43,7 @@ from .pack import encode
 from .partials import Partials
 from .pieces import PieceReader
 from .sizes import size_text
+from .trust import SIGNATURE_FILE, TrustError, check_signature, read_signature
 from .volume_dir import Contents, VolumeDir, find_volumes
 from .volumes import Part, Piece, Row, VolumeSet, piece_path, plan_problems, shares
 
@@ -93,20 +94,24 @@ def join_volumes(
     name: str = "",
     cache: str | os.PathLike[str] | None = None,
     check: bool = False,
+    signers: str = "",
 ) -> JoinOutcome:
     """Take what the volumes in `places` bring into the bundle at `path`; with `check` say what would happen.
 
     `base` is another bundle on this machine that has what a differential set leaves out (default: the bundle at `path`
-    itself), `name` chooses a set where volumes of several lie about. Raises BundleError, before anything is written,
-    when there are no volumes, when they belong to several sets, when what they say cannot be true, when the bundle
-    they build on is not there (all that is missing is named), and for too little disk; JoinError, after all that is
-    right was taken, for what is damaged.
+    itself), `name` chooses a set where volumes of several lie about. With `signers`, the text of an allowed signers
+    file, the signature on the volumes is checked before anything else on them is looked at (TrustError).
+
+    Raises BundleError, before anything is written, when there are no volumes, when they belong to several sets, when
+    what they say cannot be true, when the bundle they build on is not there (all that is missing is named), and for too
+    little disk; JoinError, after all that is right was taken, for what is damaged.
     """
     root = Path(os.path.abspath(path))  # noqa: PTH100 - no link in the path is followed
     cache = Path(cache) if cache else cache_dir(root)
     damage: list[str] = []
     volumes = _of_one_set(find_volumes(places, name, damage), places, damage)
-    contents = _contents(volumes, damage)
+    signature = _signature(volumes, signers)
+    contents = replace(_contents(volumes, damage), signature=signature)
     _refuse_strange_directory(root)
     joiner = _Joiner(root, volumes, contents, Path(base) if base else None, cache, damage)
     if check:
@@ -130,6 +135,38 @@ def _of_one_set(
             sorted(f"{volume}: set {volume.listed.set.id[:19]}" for volume in volumes),
         )
     return sorted(volumes, key=lambda volume: (volume.listed.number, str(volume.path)))
+
+
+def _signature(volumes: list[VolumeDir], signers: str) -> bytes | None:
+    """The signature on the volumes, one of an allowed signer if `signers` are given; any volume may have the good one.
+
+    Raises TrustError when there is none, with what is wrong with the first.
+    """
+    errors: list[TrustError] = []
+    unsigned = True
+    for volume in volumes:
+        try:
+            signature = read_signature(volume.path)
+            if signature is None:
+                continue
+            unsigned = False
+            if signers:
+                index = read_small(volume.path / INDEX_FILE)
+                check_signature(index, signature, signers, f"The bundle on {volume}")
+                if hash_bytes(index) != volume.listed.set.index.digest:
+                    continue  # what is taken is what the list names
+            return signature
+        except TrustError as error:
+            errors.append(error)
+        except (DocumentError, OSError):
+            unsigned = False  # what is wrong with the index there, is told where it is read
+    if signers and errors:
+        raise errors[0]
+    if signers and unsigned:
+        check_signature(b"", None, signers, f"The bundle on {volumes[0]}")
+    if signers:
+        raise BundleError(f"The index on {', '.join(map(str, volumes))} cannot be read; copy one of them again.")
+    return None
 
 
 def _contents(volumes: list[VolumeDir], damage: list[str]) -> Contents:
@@ -387,6 +424,10 @@ class _Joiner:
         # What the index names has to be on the disk before it, should the power go.
         if self._outcome.changed or not self._is_in_force():
             os.sync()
+        signature = self._root / SIGNATURE_FILE
+        if os.path.lexists(signature) and not self._is_in_force():
+            # Between two steps the bundle is not signed, rather than signed wrongly.
+            signature.unlink()
         for name, content in self._documents().items():
             self._outcome.changed = self._outcome.changed or not _has(self._root / name, content)
             write_atomically(self._root / name, content)
@@ -400,7 +441,9 @@ class _Joiner:
 
     def _documents(self) -> dict[str, bytes]:
         marker = encode({"imageLayoutVersion": LAYOUT_VERSION})
-        return {LAYOUT_FILE: marker, INDEX_FILE: self._contents.index}
+        signature = self._contents.signature
+        signed = {} if signature is None else {SIGNATURE_FILE: signature}
+        return {LAYOUT_FILE: marker, INDEX_FILE: self._contents.index, **signed}
 
     def _is_in_force(self) -> bool:
         """Whether the index of the bundle is that of the volumes."""

@@ -7,6 +7,7 @@
 
     oci-layout                    {"imageLayoutVersion": "1.0.0"}
     index.json                    one descriptor per artifact, named <kind>/<name>
+    index.json.sig                who made the bundle, when somebody signed it (see `trust`)
     blobs/sha256/<64 hex digits>  everything else
 
 `Bundle.open` believes nothing: it reads the index and every manifest, checks that each says the truth about the others
@@ -40,11 +41,22 @@ from .manifest import (
     split_reference,
 )
 from .reference import image_problem
+from .trust import INDEX_FILE, Signer, check_signature, read_signature
 
-__all__ = ["Artifact", "Blob", "Bundle", "BundleError", "Damaged", "File", "blob_path", "cache_dir", "verify"]
+__all__ = [
+    "INDEX_FILE",
+    "Artifact",
+    "Blob",
+    "Bundle",
+    "BundleError",
+    "Damaged",
+    "File",
+    "blob_path",
+    "cache_dir",
+    "verify",
+]
 
 LAYOUT_FILE = "oci-layout"
-INDEX_FILE = "index.json"
 LAYOUT_VERSION = "1.0.0"
 VOLUME_FILE = "volume.json"
 """What a volume of a split bundle has and a bundle has not."""
@@ -95,26 +107,46 @@ def cache_dir(root: str | os.PathLike[str]) -> Path:
 
 
 class Bundle:
-    """A bundle that was opened and found sound; `artifacts` are in order of kind and name."""
+    """A bundle that was opened and found sound; `artifacts` are in order of kind and name.
 
-    def __init__(self, root: Path, artifacts: list[Artifact]) -> None:
+    `index` are the bytes its index had then, `signature` those of its signature file, None without one; `signer` is who
+    signed it, None where nobody asked.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        artifacts: list[Artifact],
+        index: bytes = b"",
+        signature: bytes | None = None,
+        signer: Signer | None = None,
+    ) -> None:
         self.root = root
         self.artifacts = artifacts
+        self.index = index
+        self.signature = signature
+        self.signer = signer
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Bundle:
+    def open(cls, path: str | os.PathLike[str], signers: str = "") -> Bundle:
         """Read and check a bundle (all but the content of its files).
 
-        Raises BundleError with every problem: no layout, unreadable index, damaged or lying manifest, unsafe path,
-        blob missing or of the wrong size, name used twice.
+        With `signers`, the text of an allowed signers file, the signature of the index is checked before anything in it
+        is looked at. Raises TrustError when it is not right, and BundleError with every problem: no layout, unreadable
+        index, damaged or lying manifest, unsafe path, blob missing or of the wrong size, name used twice.
         """
         root = Path(os.path.abspath(os.fspath(path)))  # noqa: PTH100 - no link in the path is followed
         problems: list[str] = []
-        artifacts = read_artifacts(root, problems)
+        index = _read_index(root, problems)
+        signature = read_signature(root)
+        signer = None
+        if signers and index is not None:
+            signer = check_signature(index, signature, signers, f"The bundle {root}")
+        artifacts = [] if index is None else _artifacts_in(root, index, problems)
         problems.extend(_blob_problems(root, artifacts))
         if problems:
             raise BundleError(f"The bundle {root} cannot be used ({len(problems)} found wrong):", problems)
-        return cls(root, artifacts)
+        return cls(root, artifacts, index or b"", signature, signer)
 
     def find(self, kind: str, name: str) -> Artifact | None:
         """The artifact of a kind and name, or None."""
@@ -216,9 +248,15 @@ def read_artifacts(root: Path, problems: list[str], marked: bool = True) -> list
     What makes no sense is left out and added to `problems`. Without `marked`, `oci-layout` may be missing: somebody
     kept only what tells the content.
     """
+    index = _read_index(root, problems, marked)
+    return [] if index is None else _artifacts_in(root, index, problems)
+
+
+def _read_index(root: Path, problems: list[str], marked: bool = True) -> bytes | None:
+    """The bytes of the index of what looks like a bundle, or None and problems."""
     if not root.is_dir():
         problems.append("there is no such directory; make it with playbooks/bundle.yml or mount the disk it is on")
-        return []
+        return None
     if not (root / INDEX_FILE).exists() or (marked and not (root / LAYOUT_FILE).exists()):
         if (root / VOLUME_FILE).exists():
             problems.append("this is one volume of a bundle that was split; join them with playbooks/join.yml")
@@ -232,7 +270,12 @@ def read_artifacts(root: Path, problems: list[str], marked: bool = True) -> list
     marker = read_json(root / LAYOUT_FILE, LAYOUT_FILE, problems) if marked else None
     if marker is not None and (not isinstance(marker, dict) or marker.get("imageLayoutVersion") != LAYOUT_VERSION):
         problems.append(f"{LAYOUT_FILE}: imageLayoutVersion is not {LAYOUT_VERSION}")
-    index = read_json(root / INDEX_FILE, INDEX_FILE, problems)
+    return _read_small(root / INDEX_FILE, INDEX_FILE, problems)
+
+
+def _artifacts_in(root: Path, raw: bytes, problems: list[str]) -> list[Artifact]:
+    """The artifacts of an index whose bytes were read."""
+    index = _parse(raw, INDEX_FILE, problems)
 
     def manifest(blob: Blob, where: str) -> bytes | None:
         return _read_small(blob_path(root, blob.digest), where, problems)

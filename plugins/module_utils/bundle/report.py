@@ -7,21 +7,42 @@ from __future__ import annotations
 
 from typing import Any, Iterable, Mapping
 
-from .manifest import IMAGE_NAME, REVISION, WHEELS_PLATFORM, WHEELS_PYTHON, WHEELS_REQUIRES, WHEELS_XINFERENCE
+from .manifest import (
+    CODE,
+    IMAGE_NAME,
+    LICENSE,
+    MODELS,
+    REVISION,
+    SOURCE,
+    WHEELS_PLATFORM,
+    WHEELS_PYTHON,
+    WHEELS_REQUIRES,
+    WHEELS_XINFERENCE,
+)
 from .sizes import size_text
 from .volumes import Row
 
 _COLUMNS = ("NAME", "REVISION", "FILES", "SIZE")
+_ORIGIN_COLUMNS = ("MODEL", "LICENSE", "OWN CODE", "SOURCE", "REVISION")
 
 
 def artifact_values(
-    kind: str, name: str, annotations: Mapping[str, str], files: int, size: int, digest: str
+    kind: str,
+    name: str,
+    annotations: Mapping[str, str],
+    files: int,
+    size: int,
+    digest: str,
+    code: Iterable[str] | None = None,
 ) -> dict[str, Any]:
-    """An artifact as both modules of the bundle return it; sizes in bytes."""
+    """An artifact as both modules of the bundle return it; sizes in bytes. `code` is by default what is noted of it."""
     return {
         "kind": kind,
         "name": name,
         "revision": annotations.get(REVISION, ""),
+        "license": annotations.get(LICENSE, ""),
+        "source": annotations.get(SOURCE, ""),
+        "code": annotations.get(CODE, "").split() if code is None else list(code),
         "annotations": dict(annotations),
         "files": files,
         "size": size,
@@ -42,6 +63,18 @@ def table(artifacts: Iterable[Mapping[str, Any]]) -> list[str]:
         f"{name:<{widths[0]}}  {version:<{widths[1]}}  {files:>{widths[2]}}  {size:>{widths[3]}}"
         for name, version, files, size in rows
     ]
+
+
+def origin_table(artifacts: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The lines of a table of models: licence, whether they bring code of their own, where they come from."""
+    rows = [_ORIGIN_COLUMNS]
+    for item in artifacts:
+        told = item["annotations"]
+        if item["kind"] == MODELS:
+            words = (told.get(LICENSE), "yes" if item["code"] else "no", told.get(SOURCE), told.get(REVISION))
+            rows.append((item["name"], *(word or "-" for word in words)))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_ORIGIN_COLUMNS))]
+    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths)).rstrip() for row in rows]
 
 
 def volume_values(rows: Iterable[Row]) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from .manifest import name_problem
 from .reference import familiar, reference_problem
 
 PATTERNS = ("allow_patterns", "ignore_patterns")
-FIELDS = ("path", "modelscope", "revision", *PATTERNS, "name")
+FIELDS = ("path", "modelscope", "revision", "license", "origin", *PATTERNS, "name")
 DEFAULT_REVISION = "master"
 
 
@@ -181,6 +181,9 @@ def _source(value: Any, wrong: list[str]) -> Source | None:
         for key in PATTERNS:
             patterns = value.get(key) or []
             content[key] = [patterns] if isinstance(patterns, str) else list(patterns)
+    if value.get("origin") and "path" not in content:
+        wrong.append("source has origin, which only a `path` needs; of modelscope it is known")
+    content.update({key: str(value[key]) for key in ("license", "origin") if value.get(key)})
     return None if wrong else Source(str(name), content)
 
 

@@ -23,6 +23,7 @@ from .layout import INDEX_FILE, VOLUME_FILE, Bundle, BundleError, cache_dir, ver
 from .lock import locked
 from .manifest import Blob
 from .sizes import size_text
+from .trust import SIGNATURE_FILE
 from .volume_dir import VolumeDir, read_base
 from .volumes import (
     FAT32_FILE,
@@ -100,7 +101,9 @@ def split_bundle(
             max_file,
             earlier.index if earlier else None,
         )
-        splitter = _Splitter(bundle, volumes, place, cache, {INDEX_FILE: index, MANIFESTS_FILE: manifests})
+        signature = {SIGNATURE_FILE: bundle.signature} if bundle.signature is not None else {}
+        documents = {INDEX_FILE: index, MANIFESTS_FILE: manifests, **signature}
+        splitter = _Splitter(bundle, volumes, place, cache, documents)
         outcome = splitter.run(_chosen(volumes, numbers), check)
         outcome.omitted_bytes = sum(blobs[digest] for digest in omitted)
         return outcome
@@ -158,7 +161,7 @@ class _Splitter:
         self._refuse_strangers()
         jobs = [self._look(number, check) for number in numbers]
         outcome = SplitOutcome(
-            changed=any(job.finished is None or job.todo for job in jobs),
+            changed=any(job.finished is None or job.todo or not self._is_signed(job) for job in jobs),
             set=self._volumes.id,
             count=len(self._volumes.volumes),
             volumes=[self._row(job, check) for job in jobs],
@@ -243,7 +246,7 @@ class _Splitter:
             return None
 
     def _row(self, job: _Job, check: bool) -> Row:
-        new = job.finished is None or job.todo
+        new = job.finished is None or job.todo or not self._is_signed(job)
         state = (TO_WRITE if check else WRITTEN) if new else THERE
         return self._volumes.row(job.number, str(job.path), state, self._bundle.artifacts)
 
@@ -251,6 +254,11 @@ class _Splitter:
         title, count = self._volumes.title(job.number), len(job.pieces)
         there = count if whole else len(job.known)
         return f"{title} {there} of {count} pieces, {size_text(self._volumes.volume_size(job.number))}"
+
+    def _is_signed(self, job: _Job) -> bool:
+        """Whether a volume has the signature of the bundle; one may be added, or made anew, after it was split."""
+        signature = self._documents.get(SIGNATURE_FILE)
+        return signature is None or _has(job.path / SIGNATURE_FILE, signature)
 
     def _refuse_small_disk(self, jobs: list[_Job]) -> None:
         place = self._place
@@ -304,7 +312,7 @@ class _Splitter:
     def _finish(self, job: _Job) -> bool:
         """Write the lists of a volume that has all its pieces, what says that it is finished last."""
         listed = VolumeList(self._volumes, job.number, tuple(job.known[at + 1] for at in range(len(job.pieces))))
-        lists = {**self._documents, SUMS_FILE: listed.sums(), VOLUME_FILE: listed.encode()}
+        lists = {**self._documents, SUMS_FILE: self._sums(listed), VOLUME_FILE: listed.encode()}
         changed = False
         for name, content in lists.items():
             changed = changed or not _has(job.path / name, content)
@@ -314,6 +322,9 @@ class _Splitter:
             if path.name not in expected and path.is_file():
                 path.unlink()
         return changed
+
+    def _sums(self, listed: VolumeList) -> bytes:
+        return listed.sums(self._documents.get(SIGNATURE_FILE))
 
     def _write_piece(self, job: _Job, number: int) -> None:
         """Write one piece, unless a blob in it turns out to be damaged."""

@@ -22,11 +22,15 @@ _TITLE = re.compile(r".+-[0-9]+-of-[0-9]+\Z")
 
 @dataclass(frozen=True)
 class Contents:
-    """What a bundle consists of: its index, the artifacts in it, and their manifests by digest."""
+    """What a bundle consists of: its index, the artifacts in it, and their manifests by digest.
+
+    `signature` is that of the index, None without one.
+    """
 
     index: bytes
     artifacts: list[Artifact]
     manifests: dict[str, bytes]
+    signature: bytes | None = None
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@
     <name>-<n>-of-<m>/       one volume
         index.json           the bundle's index        } the same on every volume, so that any one
         manifests            its manifests, in a row   } of them tells what the whole bundle is
+        index.json.sig       who made it, if it is signed
         pieces/0001 ...      the blobs: one, a part of one, or many small ones in a row
         SHA256SUMS           of all other files, for `sha256sum -c`
         volume.json          what set this is, what lies where, and the digests of these pieces; written last
@@ -27,6 +28,7 @@ from .layout import INDEX_FILE, VOLUME_FILE, BundleError
 from .manifest import MAX_BLOB, Artifact, Blob, name_problem
 from .pack import encode
 from .sizes import size_text
+from .trust import SIGNATURE_FILE
 
 MANIFESTS_FILE = "manifests"
 PIECES = "pieces"
@@ -284,10 +286,12 @@ class VolumeList:
         head = ",\n".join(f'"{key}":{encode(value).decode()}' for key, value in content.items())
         return f"{{\n{head}\n}}\n".encode()
 
-    def sums(self) -> bytes:
-        """The content of SHA256SUMS."""
+    def sums(self, signature: bytes | None = None) -> bytes:
+        """The content of SHA256SUMS, for a volume with the bundle's signature if it has one."""
         digests = {VOLUME_FILE: hash_bytes(self.encode())}
         digests.update({INDEX_FILE: self.set.index.digest, MANIFESTS_FILE: self.set.manifests.digest})
+        if signature is not None:
+            digests[SIGNATURE_FILE] = hash_bytes(signature)
         digests.update({piece_path(number): digest for number, digest in enumerate(self.digests, 1)})
         return "".join(f"{digest.partition(':')[2]}  {path}\n" for path, digest in digests.items()).encode()
 

@@ -340,7 +340,7 @@ ROWS: Tuple[Row, ...] = (
         "remote-code",
         r"trust_remote_code",
         "The model carries code of its own, which Xinference 2.12 and later does not run unasked.",
-        "After looking at that code, set XINFERENCE_TRUST_REMOTE_CODE=1 for the server.",
+        "After looking at that code, set allow_code: true in the model's entry, which lets the server run it.",
     ),
     _row(
         "package-missing",

@@ -273,10 +273,11 @@ FIELDS: Dict[str, Field] = {
     "source": Field(mapping, sent=False),
     "gpus": Field(gpu_list, sent=False),
     "enabled": Field(boolean, sent=False),
+    "allow_code": Field(boolean, sent=False),
     "probe": Field(probe, sent=False),
 }
 
-SOURCE_FIELDS = ("path", "modelscope", "name", "revision", "allow_patterns", "ignore_patterns")
+SOURCE_FIELDS = ("path", "modelscope", "name", "revision", "license", "origin", "allow_patterns", "ignore_patterns")
 
 # Written by people who know Xinference's API, and answered with what this collection wants instead.
 NOT_HERE = {

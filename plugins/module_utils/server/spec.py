@@ -259,7 +259,7 @@ class _Entry:
         if len(given) != 1:
             self.problem("source wants exactly one of `path` and `modelscope`")
             return None
-        for name in ("path", "modelscope", "name", "revision"):
+        for name in ("path", "modelscope", "name", "revision", "license", "origin"):
             try:
                 if source.get(name) is not None:
                     text(source[name])

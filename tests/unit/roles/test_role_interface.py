@@ -58,6 +58,18 @@ def test_tasks_read_only_variables_of_their_own_role(role: Path) -> None:
     assert sorted(strangers) == []
 
 
+def test_shipping_from_host_to_host_asks_for_the_same_as_shipping() -> None:
+    """An option that is given to the first task only would be lost where several hosts are shipped to."""
+    tasks = ROOT / "roles/xinference_ship/tasks"
+    alone = yaml.safe_load((tasks / "main.yml").read_text())[0]["airgap.xinference.xinference_ship"]
+    block = yaml.safe_load((tasks / "together.yml").read_text())[0]["block"]
+    together = next(task for task in block if "airgap.xinference.xinference_ship" in task)
+    own = {"deep", "defer", "together"}
+    assert {key: value for key, value in together["airgap.xinference.xinference_ship"].items() if key not in own} == {
+        key: value for key, value in alone.items() if key not in own
+    }
+
+
 def test_every_step_on_a_host_asks_the_same_engine() -> None:
     """The engine that serves has to be the one that was looked at, loaded and torn down."""
     asked = {name: value for role in ROLES for name, value in defaults(role).items() if name.endswith("_docker_host")}

@@ -59,6 +59,7 @@ def test_defaults_and_a_pattern_that_is_no_list() -> None:
         ({"path": "/a", "revison": "x"}, "unknown fields revison"),
         ({"path": "/a", "revision": "x"}, "revision, which a `path` cannot have"),
         ({"modelscope": "name-only"}, "not organisation/name"),
+        ({"modelscope": "o/n", "origin": "elsewhere"}, "only a `path` needs"),
         ({"path": "/m/strange name"}, "set `source.name`"),
         ({"path": "/m/x", "name": ".."}, "'..' is not a name"),
     ],
@@ -67,6 +68,14 @@ def test_a_wrong_source(source: Any, words: str) -> None:
     sources, problems = gather({"gpu1": [{"model_uid": "u", "source": source}]})
     assert sources == [] and len(problems) == 1
     assert problems[0].startswith("gpu1: u: ") and words in problems[0]
+
+
+def test_licence_and_origin_go_along() -> None:
+    local = model("a", path="/m/x", license="mit", origin="https://example.org/x")
+    sources, problems = gather({"gpu1": [local, model("b", modelscope="o/n", license="other")]})
+    assert problems == []
+    assert [source.content.get("license") for source in sources] == ["other", "mit"]
+    assert sources[1].content == {"path": "/m/x", "license": "mit", "origin": "https://example.org/x"}
 
 
 def test_all_conflicts_and_errors_at_once() -> None:
