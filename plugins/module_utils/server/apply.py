@@ -69,7 +69,7 @@ def apply(
     """
     state = Path(root) / "state"
     with contextlib.nullcontext() if rehearse else lock(state / "lock", lock_wait, who):
-        record = Record(state / "launched.json", writable=not rehearse)
+        record = Record(state / "launched.json", not rehearse, who)
         running, entries = look(client), dict(record.entries)
         if only is not None:
             running = {uid: one for uid, one in running.items() if uid == only}

@@ -9,15 +9,15 @@ changed. It is written before a launch and after it, each time as a whole, so th
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import tempfile
 import time
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Iterator, Mapping, Optional, Union
+from typing import IO, Any, Dict, Iterator, Mapping, Optional, Union
 
 from .running import Running
 from .spec import ModelSpec
@@ -36,7 +36,8 @@ class Entry:
     """One model we launched or took over.
 
     `ready` is false between the start of a launch and its end. `launched_at` is our clock, `since` the server's, both
-    in seconds since 1970. `shown` is what the server showed of the model when it became ready.
+    in seconds since 1970. `shown` is what the server showed of the model when it became ready. `by` is who launched it
+    or took it over.
     """
 
     fingerprint: str
@@ -45,31 +46,34 @@ class Entry:
     launched_at: float = 0.0
     since: Optional[int] = None
     shown: Mapping[str, Any] = field(default_factory=dict)
+    by: str = ""
 
 
 class Record:
     """The entries of one server by uid, kept in `path`; None keeps them in memory only.
 
     A file that cannot be understood is set aside, and `notice` says so: its models are then found running and taken
-    over. `writable` false (check mode) reads and never writes, not even to set a broken file aside.
+    over. `writable` false (check mode) reads and never writes, not even to set a broken file aside. `who` is noted as
+    the one who launches.
     """
 
-    def __init__(self, path: Union[str, Path, None], writable: bool = True) -> None:
+    def __init__(self, path: Union[str, Path, None], writable: bool = True, who: str = "") -> None:
         self.path = Path(path) if path else None
         self.writable = writable
+        self.who = who
         self.notice = ""
         self.entries: Dict[str, Entry] = self._load()
 
     def begin(self, spec: ModelSpec) -> None:
         """Note that a launch starts now."""
-        self.entries[spec.uid] = Entry(spec.fingerprint(), spec.payload(), False, time.time())
+        self.entries[spec.uid] = Entry(spec.fingerprint(), spec.payload(), False, time.time(), by=self.who)
         self._write()
 
     def settle(self, spec: ModelSpec, running: Running) -> None:
         """Note that a model is ready, and how the server shows it. Writes only when that is news."""
         old = self.entries.get(spec.uid)
-        launched_at = old.launched_at if old else time.time()
-        entry = Entry(spec.fingerprint(), spec.payload(), True, launched_at, running.since, running.shown)
+        launched_at, by = (old.launched_at, old.by) if old else (time.time(), self.who)
+        entry = Entry(spec.fingerprint(), spec.payload(), True, launched_at, running.since, running.shown, by)
         if entry != old:
             self.entries[spec.uid] = entry
             self._write()
@@ -117,6 +121,23 @@ class Record:
             raise
 
 
+def awaited(path: Union[str, Path]) -> bool:
+    """Whether somebody waits for the lock `path`. The keeper gives way to whoever does."""
+    with _queue(Path(path)) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def _queue(path: Path) -> IO[str]:
+    """The file that everybody who waits for the lock `path` holds a shared lock on."""
+    path = path.with_name(f"{path.name}.queue")
+    path.touch(mode=0o600)
+    return path.open("r+", encoding="utf-8")
+
+
 def _entry(uid: str, told: Mapping[str, Any]) -> Entry:
     """An entry of the file; raises ValueError or TypeError for one that we cannot have written."""
     entry = Entry(**told)
@@ -126,6 +147,7 @@ def _entry(uid: str, told: Mapping[str, Any]) -> Entry:
         and isinstance(entry.payload, dict)
         and isinstance(entry.shown, dict)
         and isinstance(entry.ready, bool)
+        and isinstance(entry.by, str)
         and all(isinstance(time_s, (int, float)) and 0 <= time_s < LATEST for time_s in times)
     )
     if not right:
@@ -133,7 +155,7 @@ def _entry(uid: str, told: Mapping[str, Any]) -> Entry:
     return entry
 
 
-@contextmanager
+@contextlib.contextmanager
 def lock(path: Union[str, Path], wait: float, who: str) -> Iterator[None]:
     """Hold the lock file `path`; wait up to `wait` seconds while somebody else holds it.
 
@@ -144,12 +166,17 @@ def lock(path: Union[str, Path], wait: float, who: str) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + wait
     path.touch(mode=0o600)
-    with path.open("r+", encoding="utf-8") as file:
+    with path.open("r+", encoding="utf-8") as file, contextlib.ExitStack() as waiting:
+        queued = wait <= 0
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                waiting.close()
                 break
             except OSError:
+                if not queued:
+                    fcntl.flock(waiting.enter_context(_queue(path)), fcntl.LOCK_SH)
+                    queued = True
                 if time.monotonic() >= end:
                     holder = path.read_text(encoding="utf-8").strip() or "an unknown process"
                     raise LockHeld(
@@ -157,11 +184,11 @@ def lock(path: Union[str, Path], wait: float, who: str) -> Iterator[None]:
                         "Run again when that has finished."
                     ) from None
                 time.sleep(min(0.2, max(0.01, end - time.monotonic())))
+        since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
         file.truncate(0)
-        file.write(f"{who} (process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S UTC', time.gmtime())})\n")
-        file.flush()
+        with contextlib.suppress(OSError):  # On a full disk nobody is named, and the lock holds all the same.
+            os.pwrite(file.fileno(), f"{who} (process {os.getpid()}, since {since})\n".encode(), 0)
         try:
             yield
         finally:
-            file.seek(0)
             file.truncate(0)

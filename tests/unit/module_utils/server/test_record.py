@@ -5,13 +5,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
+import threading
 import time
 from typing import Any
 
 import pytest
-from ansible_collections.airgap.xinference.plugins.module_utils.server.record import Entry, LockHeld, Record, lock
+from ansible_collections.airgap.xinference.plugins.module_utils.server.record import (
+    Entry,
+    LockHeld,
+    Record,
+    awaited,
+    lock,
+)
 from ansible_collections.airgap.xinference.plugins.module_utils.server.running import Running
 from ansible_collections.airgap.xinference.plugins.module_utils.server.spec import parse
 
@@ -36,6 +44,15 @@ def test_a_launch_is_recorded_before_and_after(path):
     assert settled.launched_at == begun.launched_at > 0
     record.forget("m")
     assert Record(path).entries == {}
+
+
+def test_it_says_who_launched_and_who_only_looked_on(path):
+    Record(path, who="the keeper").begin(SPEC)
+    Record(path, who="Ansible").settle(SPEC, READY)
+    assert Record(path).entries["m"].by == "the keeper"
+    Record(path).forget("m")
+    Record(path, who="Ansible").settle(SPEC, READY)
+    assert Record(path).entries["m"].by == "Ansible"
 
 
 def test_nothing_new_is_not_written(path):
@@ -68,6 +85,7 @@ WRONG_FACTS: list[dict[str, Any]] = [
     {"launched_at": None},
     {"since": "x"},
     {"since": 10**20},
+    {"by": None},
 ]
 
 
@@ -163,6 +181,36 @@ def test_the_lock_is_for_one_and_names_its_holder(tmp_path):
     finally:
         release.set()
         holder.join()
+
+
+def _wait_for(path):
+    with lock(path, 20, "ansible"):
+        pass
+
+
+def test_whoever_holds_the_lock_can_see_that_somebody_waits(tmp_path):
+    path = tmp_path / "state" / "lock"
+    waiter = threading.Thread(target=_wait_for, args=(path,))
+    with lock(path, 0, "the keeper"):
+        assert not awaited(path)
+        with pytest.raises(LockHeld), lock(path, 0, "another that does not wait"):
+            pass
+        waiter.start()
+        end = time.monotonic() + 10
+        while not awaited(path):
+            assert time.monotonic() < end
+    waiter.join(10)
+    assert not waiter.is_alive() and not awaited(path)
+
+
+def test_a_full_disk_does_not_keep_anybody_from_the_lock(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr("os.pwrite", full)
+    again = lock(tmp_path / "lock", 0, "ansible")
+    with lock(tmp_path / "lock", 0, "the keeper"), pytest.raises(LockHeld, match="an unknown process"), again:
+        pass
 
 
 def _release_later(release):
