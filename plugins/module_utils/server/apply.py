@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Collection, Dict, List, Mapping, Optional, Sequence, Union
 
+from ..alternatives import choices
 from .client import Client, ServerError
 from .converge import LIMIT, TIMEOUT, Listener, Outcome, converge
 from .plan import Step, plan
@@ -96,7 +97,7 @@ def specs_from(
     """
     view = View.load(root)
     paths = shipped_paths(root, view)
-    rows = [entry for entry in entries if isinstance(entry, Mapping)]
+    rows = [choice for entry in entries if isinstance(entry, Mapping) for choice in choices(entry)]
     if paths is None and any(entry.get("source") for entry in rows):
         paths = {}
     registrations: List[str] = []

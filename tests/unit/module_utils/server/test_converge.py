@@ -632,6 +632,8 @@ def test_paths_come_from_what_was_shipped(tmp_path):
     with pytest.raises(SpecError, match="model without source in the bundle"):
         run(scripted(), tmp_path, ENTRY, rehearse=True)
     assert run(scripted(), tmp_path, {**ENTRY, "model_name": "ours"}, rehearse=True).changed
+    registered = {**sourced, "fallbacks": [{"model_name": "ours"}]}
+    assert run(scripted(), tmp_path, registered, rehearse=True).changed
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"models": {"m": {}}}'])
