@@ -15,12 +15,12 @@ import json
 import os
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import IO, Any, Dict, Iterator, Mapping, Optional, Union
 
 from .running import Running
-from .spec import ModelSpec
+from .spec import ModelSpec, from_payload
 
 FORMAT = 1
 # No time of a record is as late as this, the year 3000; what is, no calendar need be able to show.
@@ -31,13 +31,38 @@ class LockHeld(Exception):
     """Somebody else converges this server, and did not finish in time."""
 
 
+# The number of what ran before, where it was brought back because nothing of what is wanted could be launched.
+PREVIOUS = -1
+
+
+@dataclass(frozen=True)
+class Instead:
+    """That a model does not run as its entry says first, but otherwise.
+
+    `number` is the place of the alternative in `fallbacks`, counted from 1, or PREVIOUS. `wanted` is the fingerprint of
+    the first choice, `why` what was wrong with it, `fault` the name of that in the table of known failures, if it has
+    one.
+    """
+
+    number: int
+    wanted: str
+    why: str = ""
+    fault: str = ""
+
+    @property
+    def words(self) -> str:
+        """`alternative 1`, for a message."""
+        return "what ran before" if self.number == PREVIOUS else f"alternative {self.number}"
+
+
 @dataclass(frozen=True)
 class Entry:
     """One model we launched or took over.
 
     `ready` is false between the start of a launch and its end. `launched_at` is our clock, `since` the server's, both
     in seconds since 1970. `shown` is what the server showed of the model when it became ready. `by` is who launched it
-    or took it over.
+    or took it over. `instead` is set where it is not the first choice. `previous` is the launch of the model that was
+    ended for this one, until this one is ready: it is brought back when that fails.
     """
 
     fingerprint: str
@@ -47,6 +72,19 @@ class Entry:
     since: Optional[int] = None
     shown: Mapping[str, Any] = field(default_factory=dict)
     by: str = ""
+    instead: Optional[Instead] = None
+    previous: Optional[Mapping[str, Any]] = None
+
+    def told(self) -> Dict[str, Any]:
+        """What of it may be shown: who launched what and when, and why it is not the first choice."""
+        instead = self.instead
+        return {
+            "by": self.by,
+            "launched_at": self.launched_at,
+            "runs": from_payload(self.payload).words if self.payload else "",
+            "choice": instead.number if instead else 0,
+            "why": instead.why if instead else "",
+        }
 
 
 class Record:
@@ -64,18 +102,34 @@ class Record:
         self.notice = ""
         self.entries: Dict[str, Entry] = self._load()
 
-    def begin(self, spec: ModelSpec) -> None:
+    def begin(
+        self, spec: ModelSpec, instead: Optional[Instead] = None, previous: Optional[Mapping[str, Any]] = None
+    ) -> None:
         """Note that a launch starts now."""
-        self.entries[spec.uid] = Entry(spec.fingerprint(), spec.payload(), False, time.time(), by=self.who)
+        payload = spec.payload()
+        entry = Entry(spec.fingerprint(), payload, False, time.time(), by=self.who, instead=instead, previous=previous)
+        self.entries[spec.uid] = entry
         self._write()
 
-    def settle(self, spec: ModelSpec, running: Running) -> None:
-        """Note that a model is ready, and how the server shows it. Writes only when that is news."""
+    def settle(self, spec: ModelSpec, running: Running, instead: Optional[Instead] = None) -> None:
+        """Note that a model is ready, and how the server shows it. Writes only when that is news.
+
+        That it is not the first choice stays noted for as long as it is the same launch.
+        """
         old = self.entries.get(spec.uid)
         launched_at, by = (old.launched_at, old.by) if old else (time.time(), self.who)
-        entry = Entry(spec.fingerprint(), spec.payload(), True, launched_at, running.since, running.shown, by)
+        if instead is None and old and old.fingerprint == spec.fingerprint():
+            instead = old.instead
+        entry = Entry(spec.fingerprint(), spec.payload(), True, launched_at, running.since, running.shown, by, instead)
         if entry != old:
             self.entries[spec.uid] = entry
+            self._write()
+
+    def mark(self, uid: str, instead: Instead) -> None:
+        """Note that a model which runs on is not the first choice any more."""
+        old = self.entries[uid]
+        if old.instead != instead:
+            self.entries[uid] = replace(old, instead=instead)
             self._write()
 
     def forget(self, uid: str) -> None:
@@ -139,8 +193,15 @@ def _queue(path: Path) -> IO[str]:
 
 
 def _entry(uid: str, told: Mapping[str, Any]) -> Entry:
-    """An entry of the file; raises ValueError or TypeError for one that we cannot have written."""
-    entry = Entry(**told)
+    """An entry of the file; raises ValueError or TypeError for one that we cannot have written.
+
+    What a later version notes beside what we know is left out.
+    """
+    known = {one.name for one in fields(Entry)}
+    facts = {name: value for name, value in told.items() if name in known}
+    if facts.get("instead") is not None:
+        facts["instead"] = Instead(**facts["instead"])
+    entry = Entry(**facts)
     times = [entry.launched_at] if entry.since is None else [entry.launched_at, entry.since]
     right = (
         isinstance(entry.fingerprint, str)
@@ -148,11 +209,18 @@ def _entry(uid: str, told: Mapping[str, Any]) -> Entry:
         and isinstance(entry.shown, dict)
         and isinstance(entry.ready, bool)
         and isinstance(entry.by, str)
+        and (entry.previous is None or isinstance(entry.previous, dict))
+        and (entry.instead is None or _is_instead(entry.instead))
         and all(isinstance(time_s, (int, float)) and 0 <= time_s < LATEST for time_s in times)
     )
     if not right:
         raise ValueError(f"the entry of {uid} is not as this collection writes it")
     return entry
+
+
+def _is_instead(instead: Instead) -> bool:
+    texts = (instead.wanted, instead.why, instead.fault)
+    return type(instead.number) is int and all(isinstance(one, str) for one in texts)
 
 
 @contextlib.contextmanager

@@ -10,11 +10,14 @@ import json
 import multiprocessing
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from ansible_collections.airgap.xinference.plugins.module_utils.server.record import (
+    PREVIOUS,
     Entry,
+    Instead,
     LockHeld,
     Record,
     awaited,
@@ -55,6 +58,49 @@ def test_it_says_who_launched_and_who_only_looked_on(path):
     assert Record(path).entries["m"].by == "Ansible"
 
 
+def test_it_says_what_runs_instead_of_the_first_choice(path):
+    first, base = replace(SPEC, fields={**SPEC.fields, "model_engine": "vLLM"}), SPEC
+    instead = Instead(1, first.fingerprint(), "No module named 'vllm'", "engine-not-usable")
+    record = Record(path, who="the keeper")
+    record.begin(base, instead, first.payload())
+    begun = Record(path).entries["m"]
+    assert (begun.instead, begun.previous, begun.fingerprint) == (instead, first.payload(), base.fingerprint())
+    record.settle(base, READY)
+    settled = Record(path).entries["m"]
+    assert (settled.instead, settled.previous) == (instead, None)
+    assert settled.told() == {
+        "by": "the keeper",
+        "launched_at": settled.launched_at,
+        "runs": "bce",
+        "choice": 1,
+        "why": "No module named 'vllm'",
+    }
+    Record(path).settle(base, READY)
+    assert Record(path).entries["m"] == settled
+    record.begin(first)
+    assert Record(path).entries["m"].instead is None
+    record.settle(first, READY)
+    assert Record(path).entries["m"].told()["choice"] == 0
+
+
+def test_a_model_that_runs_on_can_become_what_runs_instead(path):
+    record = Record(path)
+    record.settle(SPEC, READY)
+    record.mark("m", Instead(PREVIOUS, "sha256:new", "it does not fit"))
+    before = path.stat().st_mtime_ns
+    Record(path).mark("m", Instead(PREVIOUS, "sha256:new", "it does not fit"))
+    marked = Record(path).entries["m"]
+    assert marked.instead and marked.instead.words == "what ran before" and marked.fingerprint == SPEC.fingerprint()
+    assert path.stat().st_mtime_ns == before and Instead(2, "").words == "alternative 2"
+
+
+def test_what_a_later_version_notes_is_left_out(path):
+    path.parent.mkdir()
+    text = '{"format": 1, "models": {"m": {"fingerprint": "sha256:0", "payload": {}, "mood": "good"}}}'
+    path.write_text(text, encoding="utf-8")
+    assert Record(path).entries == {"m": Entry("sha256:0", {})}
+
+
 def test_nothing_new_is_not_written(path):
     record = Record(path)
     record.settle(SPEC, READY)
@@ -86,6 +132,15 @@ WRONG_FACTS: list[dict[str, Any]] = [
     {"since": "x"},
     {"since": 10**20},
     {"by": None},
+    {"previous": "x"},
+    {"instead": "x"},
+    {"instead": []},
+    {"instead": {"number": 1}},
+    {"instead": {"number": "1", "wanted": "sha256:0"}},
+    {"instead": {"number": True, "wanted": "sha256:0"}},
+    {"instead": {"number": 1, "wanted": None}},
+    {"instead": {"number": 1, "wanted": "", "why": 5}},
+    {"instead": {"number": 1, "wanted": "", "later": 5}},
 ]
 
 
