@@ -18,6 +18,7 @@ from typing import Any, Collection, Dict, List, Mapping, Optional, Sequence, Uni
 from ..alternatives import choices
 from .client import Client, ServerError
 from .converge import LIMIT, TIMEOUT, Listener, Outcome, converge
+from .fields import REPLACE
 from .plan import Step, plan
 from .record import Record, lock
 from .running import look
@@ -59,6 +60,8 @@ def apply(
     timeout: float = TIMEOUT,
     lock_wait: float = LOCK_WAIT,
     rehearse: bool = False,
+    first_choice: bool = True,
+    how: str = REPLACE,
     who: str = "somebody",
     listener: Optional[Listener] = None,
 ) -> Applied:
@@ -76,7 +79,7 @@ def apply(
             running = {uid: one for uid, one in running.items() if uid == only}
             entries = {uid: one for uid, one in entries.items() if uid == only}
             prune = "all"
-        steps = plan(desired, running, entries, prune, relaunch)
+        steps = plan(desired, running, entries, prune, relaunch, first_choice, how=how)
         if only is not None:
             steps = [replace(one, reason="absent was asked for") if one.spec is None else one for one in steps]
         if rehearse:

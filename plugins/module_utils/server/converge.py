@@ -174,20 +174,20 @@ class _Work:
 
     def _keep(self, step: Step, launcher: Launcher, done: _Done) -> None:
         """Take a model as it is, after waiting for it where it is still being launched."""
-        if step.spec is None or step.seen is None:
+        if step.spec is None or step.seen is None or not step.tries:
             raise ValueError(f"a step that keeps {step.uid} needs its specification and what runs")
         found = step.seen
         if found.state != "ready":
             self.listener(step.uid, "wait")
             found = launcher.follow()
-            drift = visible_drift(step.spec, found) if step.action == "adopt" else []
+            drift = visible_drift(step.tries[0].spec, found) if step.action == "adopt" else []
             if drift:
                 why = f"launched by somebody else meanwhile, and differs: {'; '.join(drift)}"
                 done.instead, done.why = "relaunch", why
                 self._launch(Step("relaunch", step.uid, why, step.spec, found), launcher, done)
                 return
         done.model = found.model
-        self._write(self.record.settle, step.spec, found)
+        self._write(self.record.settle, step.tries[0].spec, found, step.instead)
         done.changed = step.action == "adopt"
 
     def _launch(self, step: Step, launcher: Launcher, done: _Done) -> None:

@@ -112,14 +112,9 @@ class Record:
         self._write()
 
     def settle(self, spec: ModelSpec, running: Running, instead: Optional[Instead] = None) -> None:
-        """Note that a model is ready, and how the server shows it. Writes only when that is news.
-
-        That it is not the first choice stays noted for as long as it is the same launch.
-        """
+        """Note that a model is ready, and how the server shows it. Writes only when that is news."""
         old = self.entries.get(spec.uid)
         launched_at, by = (old.launched_at, old.by) if old else (time.time(), self.who)
-        if instead is None and old and old.fingerprint == spec.fingerprint():
-            instead = old.instead
         entry = Entry(spec.fingerprint(), spec.payload(), True, launched_at, running.since, running.shown, by, instead)
         if entry != old:
             self.entries[spec.uid] = entry
@@ -178,6 +173,19 @@ class Record:
 def awaited(path: Union[str, Path]) -> bool:
     """Whether somebody waits for the lock `path`. The keeper gives way to whoever does."""
     with _queue(Path(path)) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def held(path: Union[str, Path]) -> bool:
+    """Whether somebody holds the lock `path`."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(mode=0o600)
+    with path.open("r+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

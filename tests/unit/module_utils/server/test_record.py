@@ -65,7 +65,7 @@ def test_it_says_what_runs_instead_of_the_first_choice(path):
     record.begin(base, instead, first.payload())
     begun = Record(path).entries["m"]
     assert (begun.instead, begun.previous, begun.fingerprint) == (instead, first.payload(), base.fingerprint())
-    record.settle(base, READY)
+    record.settle(base, READY, instead)
     settled = Record(path).entries["m"]
     assert (settled.instead, settled.previous) == (instead, None)
     assert settled.told() == {
@@ -75,7 +75,7 @@ def test_it_says_what_runs_instead_of_the_first_choice(path):
         "choice": 1,
         "why": "No module named 'vllm'",
     }
-    Record(path).settle(base, READY)
+    Record(path).settle(base, READY, instead)
     assert Record(path).entries["m"] == settled
     record.begin(first)
     assert Record(path).entries["m"].instead is None
