@@ -42,7 +42,7 @@ class Step:
     seen: what the server had when the step was planned; None when it had nothing of that uid.
     before, after: launch fields as they were and as they will be, for a diff; secrets are masked.
     tries: what to launch, the next where one fails; for keep and adopt what runs.
-    instead: what the record says of a model that is kept though it is not the first choice.
+    instead: what the record says of a model that is, or was, not its first choice.
     previous: the launch of the model that serves now, to be brought back when nothing else can be launched.
     beside: whether a model is launched and asked under another uid before the one that serves is ended.
     """
@@ -58,6 +58,10 @@ class Step:
     instead: Optional[Instead] = None
     previous: Optional[Mapping[str, Any]] = None
     beside: bool = False
+
+    def every_choice(self) -> Tuple[Choice, ...]:
+        """The first choice and all alternatives, in their order."""
+        return tuple(Choice(number, spec) for number, spec in enumerate(self.spec.choices)) if self.spec else ()
 
     @property
     def changes(self) -> bool:
@@ -211,7 +215,7 @@ class _Want:
             if drift:
                 return self._relaunch(f"launched anew by somebody else {_when(seen.since)}: {'; '.join(drift)}")
             reason = f"launched anew by somebody else {_when(seen.since)}, as wanted as far as the server shows"
-            return self._keep(known, reason, "adopt", entry.instead)
+            return self._keep(known, reason, "adopt", self._instead())
         return self._keep(known, self._other(known, entry) if known.number else "as wanted")
 
     def _other(self, known: Choice, entry: Entry) -> str:
@@ -224,16 +228,16 @@ class _Want:
 
     def _keep(self, known: Choice, reason: str, action: str = "keep", instead: Optional[Instead] = None) -> Step:
         after = masked(known.spec.payload())
-        if action == "keep" and self.entry:
-            instead = self.entry.instead
-        instead = instead if known.number else None
+        instead = instead or (self._instead() if action == "keep" else None)
         return Step(action, self.spec.uid, reason, self.spec, self.seen, after, after, (known,), instead)
 
     def _launch(self, reason: str) -> Step:
         tries = self._tries(False)
         after = masked(tries[0].spec.payload())
         previous = self.entry.previous if self.entry else None
-        return Step("launch", self.spec.uid, reason, self.spec, self.seen, None, after, tries, previous=previous)
+        return Step(
+            "launch", self.spec.uid, reason, self.spec, self.seen, None, after, tries, self._instead(), previous
+        )
 
     def _relaunch(self, reason: str, from_first: bool = False) -> Step:
         tries, seen, entry = self._tries(from_first), self.seen, self.entry
@@ -246,7 +250,13 @@ class _Want:
             previous = entry.payload
         after = masked(tries[0].spec.payload())
         beside = self.beside and serves
-        return Step("relaunch", self.spec.uid, reason, self.spec, seen, before, after, tries, None, previous, beside)
+        return Step(
+            "relaunch", self.spec.uid, reason, self.spec, seen, before, after, tries, self._instead(), previous, beside
+        )
+
+    def _instead(self) -> Optional[Instead]:
+        """What the record says of why the first choice does not serve."""
+        return self.entry.instead if self.entry and self.known and self.known.number else None
 
     def _tries(self, from_first: bool) -> Tuple[Choice, ...]:
         """All choices in the order to try them: from the first, or what the record says ran last before the others."""

@@ -120,6 +120,10 @@ class Record:
             self.entries[spec.uid] = entry
             self._write()
 
+    def rewrite(self) -> None:
+        """Write the file as it is; raises OSError where nothing can be noted."""
+        self._write()
+
     def mark(self, uid: str, instead: Instead) -> None:
         """Note that a model which runs on is not the first choice any more."""
         old = self.entries[uid]

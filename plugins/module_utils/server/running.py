@@ -51,6 +51,11 @@ class Running:
         return self.status == "READY" and not any(one in STARTING for one in self.replicas)
 
     @property
+    def unwinding(self) -> bool:
+        """Whether its launch was given up, and a replica of it has not ended yet."""
+        return self.status == "ERROR" and any(one in STARTING for one in self.replicas)
+
+    @property
     def state(self) -> str:
         """`ready`, `starting`, `stopping`, `failed`, or `lost`: said to run, and missing in the list of models."""
         if self.status == "TERMINATING":
