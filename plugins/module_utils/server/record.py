@@ -174,6 +174,14 @@ class Record:
             raise
 
 
+def read(root: Union[str, Path]) -> Dict[str, Entry]:
+    """The entries of the record below a root directory; none where there is no record, or none that can be read."""
+    try:
+        return Record(Path(root) / "state" / "launched.json", writable=False).entries
+    except OSError:
+        return {}
+
+
 def awaited(path: Union[str, Path]) -> bool:
     """Whether somebody waits for the lock `path`. The keeper gives way to whoever does."""
     with _queue(Path(path)) as file:
