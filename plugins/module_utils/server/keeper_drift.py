@@ -94,6 +94,8 @@ def _finding(step: Step, seen: Optional[Running], entry: Optional[Entry], served
     def found(kind: str, text: str = "") -> Finding:
         return Finding(step.uid, kind, text or step.reason, state, since)
 
+    if step.action == "keep" and state == "ready" and entry is not None and not entry.ready:
+        return found(TAKEN, "ready; whoever launched it did not stay to see it")
     if step.action == "keep":
         return found(RUNNING if state == "ready" else STARTING)
     if step.action == "adopt":

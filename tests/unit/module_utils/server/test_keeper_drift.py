@@ -50,6 +50,7 @@ def test_a_model_as_wanted_is_running():
         (Running("m", None, "LOADING"), None, (), drift.STARTING),
         (Running("m", SHOWN, "TERMINATING"), ENTRY, ("m",), drift.STARTING),
         (READY, None, (), drift.TAKEN),
+        (READY, replace(ENTRY, ready=False), (), drift.TAKEN),
         (replace(READY, since=99), ENTRY, (), drift.TAKEN),
         (replace(READY, model={**SHOWN, "model_name": "other"}), ENTRY, (), drift.ALTERED),
         (replace(READY, model={**SHOWN, "model_name": "other"}), None, (), drift.ALTERED),
