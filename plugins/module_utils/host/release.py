@@ -32,10 +32,16 @@ ID_LENGTH = 12
 
 @dataclass(frozen=True)
 class Entry:
-    """One file of a release."""
+    """One file of a release: its text, or its bytes where it is none."""
 
-    text: str
+    text: str = ""
     mode: int = 0o444
+    data: Optional[bytes] = None
+
+    @property
+    def content(self) -> bytes:
+        """What stands in the file."""
+        return self.text.encode("utf-8") if self.data is None else self.data
 
 
 Files = Mapping[str, Entry]
@@ -44,7 +50,10 @@ Files = Mapping[str, Entry]
 
 def identity(files: Files) -> str:
     """The id of the release that has exactly these files."""
-    listing = [[path, entry.mode, entry.text] for path, entry in sorted(files.items())]
+    listing = [
+        [path, entry.mode, entry.text if entry.data is None else hashlib.sha256(entry.data).hexdigest()]
+        for path, entry in sorted(files.items())
+    ]
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:ID_LENGTH]
 
 
@@ -59,7 +68,8 @@ def current(root: Path) -> Optional[str]:
 def whole(root: Path, files: Files) -> bool:
     """Whether the release with these files stands on disk, complete and unchanged."""
     directory = root / RELEASES / identity(files)
-    return read(directory) == {path: entry.text for path, entry in files.items()}
+    found = {str(path.relative_to(directory)): path.read_bytes() for path in _paths(directory)}
+    return found == {path: entry.content for path, entry in files.items()}
 
 
 def make(root: Path, files: Files) -> bool:
@@ -78,7 +88,7 @@ def make(root: Path, files: Files) -> bool:
             path = scratch / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(mode=0o600)
-            path.write_text(entry.text, encoding="utf-8")
+            path.write_bytes(entry.content)
             path.chmod(entry.mode)
         if directory.exists():
             directory.replace(Path(tempfile.mkdtemp(prefix=".old-", dir=str(directory.parent)), "old"))
@@ -103,11 +113,15 @@ def switch(root: Path, release: str) -> bool:
 
 def read(directory: Path) -> Dict[str, str]:
     """The texts of a release by path; nothing when it is not there."""
-    texts = {}
-    for path in sorted(directory.rglob("*")) if directory.is_dir() else []:
-        if path.is_file():
-            texts[str(path.relative_to(directory))] = path.read_text(encoding="utf-8", errors="replace")
-    return texts
+    return {
+        str(path.relative_to(directory)): path.read_text(encoding="utf-8", errors="replace")
+        for path in _paths(directory)
+    }
+
+
+def _paths(directory: Path) -> List[Path]:
+    """The files of a release; none when it is not there."""
+    return [path for path in sorted(directory.rglob("*")) if path.is_file()] if directory.is_dir() else []
 
 
 VARIABLE = re.compile(r"(?m)^(\w+)=.*$")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Set, Tuple
 
 from . import keeper_backoff as backoff
 from . import keeper_state as states
@@ -46,6 +46,8 @@ SAME_BOOT = 3.0
 # Entries that cannot be launched are read again now and then: what they need may have been shipped since.
 READ_AGAIN = 300.0
 NOTHING = (None, None)
+# Of what happens during a launch, besides its end.
+WORTH_A_LINE = ("ready", "terminate", "failed, again", "no room", "verified")
 
 
 class Clock:
@@ -83,6 +85,8 @@ class Keeper:
         self.wrong: Dict[str, str] = {}
         self.job: Any = None
         self.job_began = 0.0
+        self.open: Set[str] = set()
+        """What of the job's models is not yet known to serve or to have failed."""
         self.trouble = Trouble()
         self.up = False
         self.down_since: Optional[float] = None
@@ -226,7 +230,8 @@ class Keeper:
         stopped = [uid for uid, model in self.state.models.items() if model.stopped]
         found = findings(self.specs, running, record.entries, self.book.ready_at, stopped)
         self.book.keep_only({spec.uid for spec in self.specs} | set(self.wrong))
-        self.book.take(found, record.entries, self.job.order.uids if self.job else (), others)
+        self.open -= {one.uid for one in found if one.kind == RUNNING and one.uid not in self.book.relaunch}
+        self.book.take(found, record.entries, self.open, others)
         for uid, problem in self.wrong.items():
             self.book.wrong(uid, problem, running.get(uid, Running(uid)).state if uid in running else "missing")
         # While models are being changed every look is a close one.
@@ -243,7 +248,7 @@ class Keeper:
         if known:
             server["restarts"] = int(server.get("restarts") or 0) + 1
             self.say("the server was started anew")
-            self.book.new_life(self.job.order.uids if self.job else ())
+            self.book.new_life(self.open)
             self._end_job("")
             self.specs = None
 
@@ -280,10 +285,10 @@ class Keeper:
         due = self.book.due(self.grace_until)
         if self.job is not None:
             # One more that is due does not wait for those under way: they go on on the server, and are followed again.
-            more = [uid for uid in due if uid not in self.job.order.uids]
+            more = [uid for uid in due if uid not in self.open]
             if not more or self.book.deadly(more) or now - self.job_began < SETTLED:
                 return
-            due = [*more, *(uid for uid in self.job.order.uids if uid not in self.book.ready_at)]
+            due = [*more, *sorted(self.open)]
             self._end_job("")
         deadly = self.book.deadly(due)
         if deadly and len(due) > 1:
@@ -306,35 +311,39 @@ class Keeper:
         except OSError as error:
             self._came_to_nothing(f"no process can be started: {error}")
             return
-        self.job_began, self.seen = self.clock.steady(), NOTHING
+        self.job_began, self.open, self.seen = self.clock.steady(), set(due), NOTHING
         self.state.doing = f"launching {', '.join(due)}"
 
     def _watch(self) -> None:
         """Hear what the job says, and take down what it came to."""
         if self.job is None:
             return
-        code, outcome = self.job.code, None
+        code, outcome, uids = self.job.code, None, self.job.order.uids
         for told in self.job.news():
-            if told.get("log"):
-                self.say(str(told["log"]))
             if "outcome" in told:
                 outcome = told
-        if outcome is None and code is None:
-            return
-        uids = self.job.order.uids
-        if any(row["error"] for row in (outcome or {}).get("models") or []) and not self._lives_on():
-            return
-        self._end_job("")
-        if outcome is None:
-            self._came_to_nothing(f"the process that launches {', '.join(uids)} ended with code {code}")
-        else:
+            elif "error" in told:
+                if not self._lives_on():
+                    return
+                self.open.discard(str(told["uid"]))
+                self.book.failed(str(told["uid"]), str(told["error"]), told.get("diagnosis"))
+            elif told.get("log"):
+                self.say(str(told["log"]))
+            elif str(told.get("event") or "").startswith(WORTH_A_LINE):
+                self.say(f"{told['uid']}: {told['event']}")
+        if outcome is not None:
+            self._end_job("")
             self._take(outcome)
+        elif code is not None:
+            self._end_job("")
+            self._came_to_nothing(f"the process that launches {', '.join(uids)} ended with code {code}")
 
     def _lives_on(self) -> bool:
         """Whether the server is the one that it was. What fails because it ended is no model's fault."""
         try:
             if self.client is not None:
                 self._boot(self.client.status())
+                self.seen = NOTHING
         except ServerError as error:
             self._end_job("")
             self._is_down("down", error.message)
@@ -348,6 +357,7 @@ class Keeper:
             for notice in outcome.get("notices") or []:
                 self.say(str(notice))
             for row in outcome.get("models") or []:
+                self.book.relaunch.discard(str(row["model_uid"]))
                 self.book.done(row)
         elif word == "refused":
             self._refuse(said)
@@ -368,9 +378,9 @@ class Keeper:
         if self.job is None:
             return
         if why:
-            self.say(f"no longer launching {', '.join(self.job.order.uids)}: {why}")
+            self.say(f"no longer launching {', '.join(sorted(self.open))}: {why}")
         self.job.end()
-        self.job, self.state.doing = None, ""
+        self.job, self.open, self.state.doing = None, set(), ""
         self.seen, self.next_question = NOTHING, 0.0
 
     # -- credentials

@@ -8,7 +8,7 @@ No requests and no files: findings and results come in, `State` is what there is
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Set
+from typing import Any, Callable, Collection, Dict, List, Mapping, Optional, Sequence, Set
 
 from . import keeper_backoff as backoff
 from .keeper_backoff import Trouble
@@ -72,7 +72,7 @@ class Book:
     # -- what is found
 
     def take(
-        self, found: Sequence[Finding], record: Mapping[str, Entry], ours: Sequence[str] = (), others: bool = False
+        self, found: Sequence[Finding], record: Mapping[str, Entry], ours: Collection[str] = (), others: bool = False
     ) -> None:
         """Take down what was found. `ours` are being launched by the keeper; with `others` somebody else is at it."""
         self.found = {} if others else {one.uid: one for one in found}
@@ -103,7 +103,7 @@ class Book:
         for model in self.state.models.values():
             model.state = "unknown"
 
-    def new_life(self, launching: Sequence[str]) -> None:
+    def new_life(self, launching: Collection[str]) -> None:
         """The server was started anew. `launching` are the models that were being launched by the keeper just then."""
         for uid in list(self.ready_at):
             self.fell(uid, "the server was started anew")
@@ -210,20 +210,19 @@ class Book:
     def done(self, row: Mapping[str, Any]) -> None:
         """Take down what became of one model that the keeper launched; `row` is one of Applied.models."""
         uid = str(row["model_uid"])
-        model = self.model(uid)
-        self.relaunch.discard(uid)
         if row["action"] in ("launch", "relaunch"):
-            model.launches += 1
-        if not row["error"]:
-            if row["action"] != "keep":
-                self.say(f"{uid}: {row['action']} done in {float(row['duration']):.0f} s")
-            return
-        diagnosis = row.get("diagnosis") or {}
-        told = f". Cause: {diagnosis['cause']} Cure: {diagnosis['cure']}" if diagnosis.get("cause") else ""
-        text = short(f"{row['action']} failed: {row['error']}{told}")
+            self.model(uid).launches += 1
+            if not row["error"]:
+                self.say(f"{uid}: {row['action']} took {float(row['duration']):.0f} s")
+
+    def failed(self, uid: str, error: str, diagnosis: Optional[Mapping[str, Any]]) -> None:
+        """Take down a launch that came to nothing."""
+        model, known = self.model(uid), diagnosis or {}
+        told = f". Cause: {known['cause']} Cure: {known['cure']}" if known.get("cause") else ""
+        text = short(f"launch failed: {error.rstrip('.')}{told}")
         model.faults += 1
         model.fault = {"at": round(self.clock.now(), 1), "what": text}
-        self._failed(uid, text, bool(diagnosis.get("heals", True)))
+        self._failed(uid, text, bool(known.get("heals", True)))
         wait = self.trouble[uid].until - self.clock.steady()
         self.say(f"{uid}: {text} (failure {self.trouble[uid].failures} in a row; tried again in {wait:.0f} s)")
 

@@ -11,19 +11,21 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Sequence, Tuple
 
 from . import registration
 from .apply import apply, specs_from
 from .client import AccessRefused, Client, ServerError, Unreachable
+from .diagnose import diagnose
 from .keeper_release import Release, Unreadable, load
 from .record import LockHeld
 from .registration import DefinitionError
 from .spec import ModelSpec, SpecError
 
 WHO = "the keeper"
+FAILED = "failed: "
 REQUEST_TIMEOUT = 30.0
 Tell = Callable[[Mapping[str, Any]], None]
 
@@ -77,8 +79,8 @@ def specs_of(
 def work(root: Path, order: Order, tell: Tell) -> Dict[str, Any]:
     """Carry an order out; returns `outcome` with what belongs to it.
 
-    done: `models` as in `Applied`. busy: somebody else changes the models. stale: another release is in force. refused,
-    server, disk, release: with `said`.
+    done: `models` as in `Applied`, of each of which there was news before. busy: somebody else changes the models.
+    stale: another release is in force. refused, server, disk, release: with `said`.
     """
     try:
         release = load(root)
@@ -99,7 +101,7 @@ def work(root: Path, order: Order, tell: Tell) -> Dict[str, Any]:
             lock_wait=0,
             who=WHO,
             first_choice=False,
-            listener=lambda uid, event: tell({"uid": uid, "event": event}),
+            listener=lambda uid, event: tell(news(uid, event)),
         )
     except LockHeld:
         return {"outcome": "busy"}
@@ -114,6 +116,15 @@ def work(root: Path, order: Order, tell: Tell) -> Dict[str, Any]:
     if client.refusal:
         return {"outcome": "refused", "said": client.refusal.message}
     return {"outcome": "done", "models": applied.models, "notices": applied.notices}
+
+
+def news(uid: str, event: str) -> Dict[str, Any]:
+    """What is told of a model while others are still at it; a failure with what is known of it."""
+    if not event.startswith(FAILED):
+        return {"uid": uid, "event": event}
+    error = event[len(FAILED) :]
+    known = diagnose(error)
+    return {"uid": uid, "error": error, "diagnosis": asdict(known) if known else None}
 
 
 def register(client: Client, release: Release) -> List[str]:

@@ -416,7 +416,12 @@ def test_an_alternative_is_no_failure_and_is_told_as_a_notice(tmp_path):
     server = scripted(bce="no")
     entry = {**ENTRY, "fallbacks": [SMALLER]}
     first = run(server, tmp_path, entry, who="Ansible")
-    assert first.message == "" and first.changed and len(first.notices) == 1
+    assert first.message == "" and first.changed
+    assert [notice.partition(" (")[0] for notice in first.notices] == [
+        "m: alternative 1 serves",
+        "m: its vectors do not fit those that clients stored while bce served. Let them embed their texts anew, or bring "
+        "bce back before they ask.",
+    ]
     (row,) = first.models
     assert (row["choice"], row["runs"], row["why"], row["error"]) == (1, "small on tf", "no", "")
     assert [one["error"] for one in row["attempts"]] == ["no", ""]
@@ -442,6 +447,14 @@ def test_an_engine_that_is_still_missing_interrupts_nobody(tmp_path):
     assert back.changed and (back.models[0]["choice"], server.live["m"]["model"]["model_engine"]) == (0, "vllm")
     server.engines = failing_with(Unreachable("gone"))
     assert not run(server, tmp_path, entry).changed
+
+
+def test_the_same_embedding_model_on_another_engine_has_the_same_vectors(tmp_path):
+    server = scripted(m=["no", ""])
+    applied = run(server, tmp_path, {**ENTRY, "fallbacks": [{"model_engine": "tf"}]})
+    assert len(applied.notices) == 1 and "alternative 1" in applied.notices[0]
+    server = scripted(bce="no")
+    assert len(run(server, tmp_path / "2", {**ENTRY, "model_type": "rerank", "fallbacks": [SMALLER]}).notices) == 1
 
 
 def test_two_models_that_fall_back_do_so_at_the_same_time():

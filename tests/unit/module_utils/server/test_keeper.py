@@ -184,7 +184,9 @@ class World:
                 keeper.begin(spec)
                 keeper.entries[uid] = replace(keeper.entries[uid], launched_at=self.clock.wall)
                 keeper.settle(spec, self.server.put(uid))
-        job.said = [{"outcome": "done", "models": rows, "notices": []}]
+        if error:
+            job.said = [{"uid": uid, "error": error, "diagnosis": more.get("diagnosis")} for uid in job.order.uids]
+        job.said.append({"outcome": "done", "models": rows, "notices": []})
         job.code = 0
         self.keeper.tick()
 
@@ -438,6 +440,30 @@ def test_one_that_is_due_does_not_wait_for_one_that_hangs(served):
     del served.server.live["b"]
     served.go(11)
     assert served.jobs[0].ended and served.launched() == [["a"], ["a", "b"]]
+
+
+def test_one_that_serves_and_dies_does_not_wait_for_one_that_still_loads(served):
+    served.server.restart()
+    served.go(6)
+    keeper = Record(served.root / "state/launched.json", who="the keeper")
+    keeper.settle(parse(ENTRIES)[1], served.server.put("b"))
+    served.jobs[-1].said = [{"uid": "b", "event": "ready"}]
+    served.go(130)
+    assert served.told("b")["state"] == "ready" and len(served.jobs) == 1
+    del served.server.live["b"]
+    served.go(11)
+    assert served.jobs[0].ended and served.launched() == [["a", "b"], ["a", "b"]]
+
+
+def test_one_that_fails_is_tried_again_while_another_still_loads(served):
+    served.server.restart()
+    served.go(6)
+    served.server.put("b", "ERROR", listed=False)
+    served.jobs[-1].said = [{"uid": "b", "error": "out of memory", "diagnosis": None}]
+    served.go(2)
+    assert served.told("b")["failures"] == 1 and not served.jobs[0].ended
+    served.go(30)
+    assert served.launched() == [["a", "b"], ["a", "b"]]
 
 
 def test_a_model_that_takes_the_server_with_it_is_launched_alone(served):
