@@ -181,12 +181,25 @@ def _rehearsed(step: Step) -> Outcome:
     )
 
 
+def _other_vectors(step: Step, outcome: Outcome) -> str:
+    """A warning where one embedding model serves in the place of another."""
+    spec = step.spec
+    if not outcome.ok or not outcome.choice or spec is None or spec.type != "embedding":
+        return ""
+    name = spec.name
+    if outcome.runs.split(" ")[0] == name:
+        return ""
+    return (
+        f"{outcome.uid}: its vectors do not fit those that clients stored while {name} served. Let them embed their "
+        f"texts anew, or bring {name} back before they ask."
+    )
+
+
 def _applied(client: Client, steps: Sequence[Step], outcomes: Sequence[Outcome], record: Record) -> Applied:
     result = Applied(client.endpoint, notices=[record.notice] if record.notice else [])
     for step, outcome in zip(steps, outcomes):
         result.models.append(outcome.row())
-        if outcome.notice():
-            result.notices.append(outcome.notice())
+        result.notices += [text for text in (outcome.notice(), _other_vectors(step, outcome)) if text]
         result.changed = result.changed or outcome.changed
         if not outcome.ok:
             result.failures.append(outcome)

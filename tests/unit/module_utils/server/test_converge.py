@@ -312,7 +312,7 @@ def test_an_earlier_launch_that_unwinds_is_waited_for(version, monkeypatch):
     assert outcome.ok and left == [0]
     monkeypatch.setattr(launching, "UNWIND_LIMIT", 0.0)
     (outcome,) = do(scripted(version, m="m-0 is running"), spec()).values()
-    assert "Restart the server" in outcome.diagnosis.cure and "m-0 is running" in outcome.error
+    assert "restart the server" in outcome.diagnosis.cure and "m-0 is running" in outcome.error
 
 
 def test_a_failure_without_a_reason_says_where_to_look():

@@ -164,7 +164,7 @@ def test_a_hang_that_survives_its_cancel_holds_the_uid_and_nothing_else_is_tried
     server.instances = still_loading
     (outcome,) = do(server, falling(), record=record, timeout=0.3).values()
     assert not outcome.ok and "does not let go of it" in outcome.error
-    assert outcome.diagnosis.name == "held" and "Restart the server" in outcome.diagnosis.cure
+    assert outcome.diagnosis.name == "held" and "restart the server" in outcome.diagnosis.cure
     assert launched(server) == [("m", "bce")] and look(server)["m"].unwinding
     assert not record.entries["m"].ready
 
@@ -419,8 +419,8 @@ def test_an_alternative_is_no_failure_and_is_told_as_a_notice(tmp_path):
     assert first.message == "" and first.changed
     assert [notice.partition(" (")[0] for notice in first.notices] == [
         "m: alternative 1 serves",
-        "m: its vectors do not fit those that clients stored while bce served. Let them embed their texts anew, or bring "
-        "bce back before they ask.",
+        "m: its vectors do not fit those that clients stored while bce served. Let them embed their texts anew, or "
+        "bring bce back before they ask.",
     ]
     (row,) = first.models
     assert (row["choice"], row["runs"], row["why"], row["error"]) == (1, "small on tf", "no", "")
