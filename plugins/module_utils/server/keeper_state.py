@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional
 
 from .keeper_backoff import Trouble
+from .keeper_drift import BY_HAND, LEAVE
 
 FORMAT = 1
 STATE = "keeper.json"
@@ -181,7 +182,8 @@ def metrics(state: State, now: float) -> str:
         gauge(name, text, {key: one for key, one in rows.items() if one is not None}, kind)
 
     each("model_ready", "Whether a model of the release serves.", lambda m: int(up and m.state == "ready"))
-    each("model_drift", "Whether somebody changed or stopped it by hand.", lambda m: int(m.kind.endswith("by hand")))
+    told = state.policy != LEAVE
+    each("model_drift", "Whether somebody altered or stopped it by hand.", lambda m: int(told and m.kind in BY_HAND))
     each("model_restarts_total", "How often it came back.", lambda m: m.restarts, "counter")
     each("model_faults_total", "Faults seen.", lambda m: m.faults, "counter")
     each("model_launches_total", "Launches by the keeper.", lambda m: m.launches, "counter")
