@@ -109,6 +109,11 @@ options:
   options:
     description: Options of the engine, as Xinference takes them.
     type: dict
+  probe:
+    description:
+      - What to ask the model with O(relaunch=beside), and what to expect; V(false) asks nothing. See
+        M(airgap.xinference.xinference_health).
+    type: raw
   fallbacks:
     description:
       - Alternatives, tried in their order when the model cannot be launched, each a dictionary of the fields that
@@ -335,6 +340,7 @@ def main() -> None:
             "download_hub": {"type": "str"},
             "enable_thinking": {"type": "bool"},
             "options": {"type": "dict"},
+            "probe": {"type": "raw"},
             "fallbacks": {"type": "list", "elements": "raw"},
             "relaunch": {"type": "str", "choices": list(RELAUNCH), "default": "replace"},
             "first_choice": {"type": "bool", "default": True},

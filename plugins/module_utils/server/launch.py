@@ -19,8 +19,8 @@ GONE = "not found in the model list"
 # "uid-rep0 is running": a replica whose launch was cancelled and has not ended. Nothing was done for the new one.
 UNWINDING = re.compile(r"-(rep)?\d+ is running$")
 HELD = Diagnosis(
-    cause="A launch of this uid was cancelled, and the server does not let go of it. A process that waits for a disk or "
-    "a driver cannot be ended, and neither can what hangs in the server itself.",
+    cause="A launch of this uid was cancelled, and the server does not let go of it. A process that waits for a disk "
+    "or a driver cannot be ended, and neither can what hangs in the server itself.",
     cure="Look for the process `Model: <uid>-rep0` (`<uid>-0` in 1.x) and what it waits for (state D in `ps`); when it "
     "has ended, the uid is free. Otherwise restart the server, which offers no other way. Until then the model can run "
     "under another uid.",
