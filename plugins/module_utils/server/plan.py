@@ -175,14 +175,14 @@ class _Want:
         if state == "lost":
             return self._launch(f"the server says {seen.status or 'nothing'} and does not list the model")
         if anew:
-            return self._relaunch("relaunch was asked for", from_first=True)
+            return self._relaunch("relaunch was asked for")
         if entry is None:
             return self._strange(seen)
         if known is None:
             return self._relaunch(_changes(entry.payload, self.spec.payload()))
         if known.number != 0 and self.first_choice:
             if not hindrance:
-                return self._relaunch(f"{self._other(known, entry)}; the first choice is tried again", from_first=True)
+                return self._relaunch(f"{self._other(known, entry)}; the first choice is tried again")
             if state == "ready" and entry.ready:
                 return self._keep(known, f"{self._other(known, entry)}; the first choice still cannot run: {hindrance}")
         if state == "ready" and entry.ready:
@@ -232,15 +232,15 @@ class _Want:
         return Step(action, self.spec.uid, reason, self.spec, self.seen, after, after, (known,), instead)
 
     def _launch(self, reason: str) -> Step:
-        tries = self._tries(False)
+        tries = self._tries()
         after = masked(tries[0].spec.payload())
         previous = self.entry.previous if self.entry else None
         return Step(
             "launch", self.spec.uid, reason, self.spec, self.seen, None, after, tries, self._instead(), previous
         )
 
-    def _relaunch(self, reason: str, from_first: bool = False) -> Step:
-        tries, seen, entry = self._tries(from_first), self.seen, self.entry
+    def _relaunch(self, reason: str) -> Step:
+        tries, seen, entry = self._tries(), self.seen, self.entry
         before = masked(entry.payload) if entry else None
         if before is None and seen and seen.model is not None:
             before = {name: value for name, value in seen.shown.items() if value is not None}
@@ -258,10 +258,10 @@ class _Want:
         """What the record says of why the first choice does not serve."""
         return self.entry.instead if self.entry and self.known and self.known.number else None
 
-    def _tries(self, from_first: bool) -> Tuple[Choice, ...]:
-        """All choices in the order to try them: from the first, or what the record says ran last before the others."""
+    def _tries(self) -> Tuple[Choice, ...]:
+        """All choices in the order to try them: from the first, or before the others what the record says ran last."""
         known = self.known
-        if from_first or self.first_choice or known is None or known.number == 0:
+        if self.first_choice or known is None or known.number == 0:
             return tuple(self.choices)
         return (known, *(choice for choice in self.choices if choice.number != known.number))
 

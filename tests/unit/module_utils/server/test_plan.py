@@ -336,8 +336,10 @@ def test_a_first_choice_that_still_cannot_run_interrupts_nobody():
     step = one([falling()], small(), alternative(), hindered={"m": "vLLM is not there"})
     assert step.action == "keep" and step.reason.endswith("the first choice still cannot run: vLLM is not there")
     assert one([falling()], {}, alternative(), hindered={"m": "vLLM is not there"}).action == "launch"
-    asked = one([falling()], small(), alternative(), relaunch=["m"], hindered={"m": "x"}, first_choice=False)
+    asked = one([falling()], small(), alternative(), relaunch=["m"], hindered={"m": "x"})
     assert (asked.action, numbers(asked)) == ("relaunch", [0, 1, 2])
+    asked = one([falling()], small(), alternative(), relaunch=["m"], first_choice=False)
+    assert (asked.action, numbers(asked)) == ("relaunch", [1, 0, 2])
 
 
 def test_what_ran_last_comes_back_first_without_an_operators_word():
