@@ -328,6 +328,7 @@ from ansible_collections.airgap.xinference.plugins.module_utils.host import (
     docker_release,
     facts,
     keeper_app,
+    native_run,
     release,
 )
 from ansible_collections.airgap.xinference.plugins.module_utils.host.backends import OtherBackend, refuse_other
@@ -436,17 +437,18 @@ def native(module: AnsibleModule, root: Path) -> Dict[str, release.Entry]:
     service["environment"] = {name: str(value) for name, value in variables.items()}
     numbers = service["environment"].get("CUDA_VISIBLE_DEVICES", "").split(",")
     gpus = gpus_of([number for number in numbers if number.isdigit()])
-    keeper = keeper_files(module, endpoint(service))
+    mine = {"pid_file": str(root / native_run.STATE), "mark": f"{native_run.MARK}={root}"}
+    keeper = keeper_files(module, endpoint(service), **mine)
     return definition.files(root, service, module.params["models"], shipped(root), gpus, keeper)
 
 
-def keeper_files(module: AnsibleModule, where: str) -> Dict[str, release.Entry]:
-    """The files of the keeper, which reaches the server at `where`; none without one."""
+def keeper_files(module: AnsibleModule, where: str, **more: str) -> Dict[str, release.Entry]:
+    """The files of the keeper, which reaches the server at `where`, with `more` of its settings; none without one."""
     told = module.params["keeper"]
     if told is None:
         return {}
     registrations, login = module.params["registrations"], module.params["login"]
-    return keeper_app.files(told, where, registrations, login, definition.json_text)
+    return keeper_app.files({**told, **more}, where, registrations, login, definition.json_text)
 
 
 def container(module: AnsibleModule, root: Path) -> Dict[str, release.Entry]:

@@ -54,12 +54,27 @@ PLACES = {
     "NLTK_DATA": f"{HOME}/nltk_data",
 }
 
-HEALTH_CHECK = (
-    'exec "$(command -v python3 || command -v python)" -c '
-    "'import urllib.request as r; "
-    f'r.build_opener(r.ProxyHandler({{}})).open("http://{LOOPBACK}:{PORT}/status", timeout=8)\''
-)
-"""Asks the server with the image's own Python; no image is sure to have curl."""
+HEALTH_CHECK = f"""exec "$(command -v python3 || command -v python)" -c '
+import os, signal, urllib.error, urllib.request as ask
+count = "/tmp/.airgap-half-dead"
+try:
+    ask.build_opener(ask.ProxyHandler({{}})).open("http://{LOOPBACK}:{PORT}/status", timeout=8)
+except urllib.error.HTTPError as error:
+    if error.code >= 500:
+        open(count, "a").write("x")
+        if os.path.getsize(count) > 4:
+            os.remove(count)
+            os.kill(1, signal.SIGTERM)
+    raise
+else:
+    if os.path.exists(count):
+        os.remove(count)
+'"""
+"""Asks the server with the image's own Python; no image is sure to have curl.
+
+A server whose worker was killed may live on and answer with nothing but internal errors (1.x does). After five of them
+it is told to end, and the engine starts it anew.
+"""
 
 KEEP = 'exec "$(command -v python3 || command -v python)" -E -s "$0" --root "$1" run'
 """Runs the keeper of the release in force with the image's own Python; arguments are the program and the root."""

@@ -12,6 +12,7 @@ what it meets: what is in its way is told in `state/keeper.json` and tried again
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Set, Tuple
 
@@ -20,10 +21,11 @@ from . import keeper_state as states
 from .client import AccessRefused, Client, ServerError, Unreachable
 from .keeper_backoff import Trouble
 from .keeper_book import Book
-from .keeper_drift import RUNNING, findings
+from .keeper_drift import FAILED, RUNNING, STOPPED, findings
 from .keeper_job import Job, command
 from .keeper_probe import Prober
 from .keeper_release import Release, Unreadable, current, load, program
+from .keeper_server import HalfDead, died
 from .keeper_state import HEARTBEAT, short
 from .keeper_work import Order, client_of, register, specs_of
 from .record import Record, awaited, held
@@ -91,6 +93,7 @@ class Keeper:
         self.up = False
         self.down_since: Optional[float] = None
         self.seen: Tuple[Any, Any] = NOTHING
+        self.half_dead = HalfDead()
         self.turn = 0
         self.next_question = self.hold_until = self.grace_until = self.read_again = 0.0
         self.problems: Dict[str, str] = {}
@@ -99,6 +102,7 @@ class Keeper:
         left = min(max(0.0, float((self.state.refused or {}).get("until") or 0) - now), REFUSED_PAUSE)
         self.refused_until = steady + left
         self.state.started = round(now, 1)
+        self.state.server.setdefault("restarts", 0)
 
     # -- one turn
 
@@ -184,12 +188,16 @@ class Keeper:
             if not self.up or self.seen == NOTHING or self._differs(self.client):
                 self._look(self.client)
         except Unreachable as error:
+            self.half_dead.alive()
             self._is_down("down", error.message)
             self.client = None
         except AccessRefused as error:
             self._refuse(error.message)
         except ServerError as error:
             self._is_down("in trouble", error.message)
+            done = self.half_dead.seen(error, self.clock.steady(), self.release.settings)
+            if done:
+                self.say(done)
 
     def _differs(self, client: Client) -> bool:
         """One request, and whether it was answered otherwise than when last looked at closely."""
@@ -215,6 +223,7 @@ class Keeper:
     def _look(self, client: Client) -> None:
         """Both lists, the release and the record: what is as it should be, and what is not?"""
         status = client.status()
+        self.half_dead.alive()
         if not status.get("workers"):
             self._is_down("starting", "it answers, and no worker has joined yet")
             return
@@ -229,13 +238,21 @@ class Keeper:
         record = Record(self.directory / "launched.json", writable=False)
         stopped = [uid for uid, model in self.state.models.items() if model.stopped]
         found = findings(self.specs, running, record.entries, self.book.ready_at, stopped)
+        stopped = [one.uid for one in found if one.kind == STOPPED]
+        if stopped:
+            gave_up = died(client)
+            text = "its process died, and the server gave it up"
+            found = [replace(one, kind=FAILED, text=text) if one.uid in gave_up else one for one in found]
         self.book.keep_only({spec.uid for spec in self.specs} | set(self.wrong))
         self.open -= {one.uid for one in found if one.kind == RUNNING and one.uid not in self.book.relaunch}
         self.book.take(found, record.entries, self.open, others)
         for uid, problem in self.wrong.items():
             self.book.wrong(uid, problem, running.get(uid, Running(uid)).state if uid in running else "missing")
-        # While models are being changed every look is a close one.
-        self.seen = NOTHING if others or self.job else (_print_of_instances(instances), _print_of_models(models))
+        # While models are being changed every look is a close one; and a server tells late that it gave a model up.
+        young = any(self.book.young(uid) for uid in stopped)
+        self.seen = (
+            NOTHING if others or self.job or young else (_print_of_instances(instances), _print_of_models(models))
+        )
 
     def _boot(self, status: Mapping[str, Any]) -> None:
         """Notice a server that was started anew: everything that ran on it is gone, and so is what was launched."""

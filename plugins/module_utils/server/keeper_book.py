@@ -38,6 +38,8 @@ LOST_PATIENCE = 8.0
 # The server ended this often while a model was being launched: from then on it is launched alone.
 DEADLY = 2
 ELSE = "somebody else"
+# Servers renew their metrics every fifteen seconds.
+LATE = 40.0
 
 
 class Book:
@@ -132,6 +134,8 @@ class Book:
             self.fell(one.uid, _fault(one), served)
         if one.kind == STOPPED:
             model.stopped = True
+        elif one.kind == FAILED:
+            model.stopped = False
         if one.kind == FAILED or one.state == "lost":
             self.bad_since.setdefault(one.uid, now)
         else:
@@ -267,6 +271,10 @@ class Book:
         elif one.kind == FAILED and self.model(uid).served_since:
             patience = PATIENCE
         return now - self.bad_since.get(uid, -patience) >= patience
+
+    def young(self, uid: str) -> bool:
+        """Whether the last fault of a model is so new that the server may not have told all of it."""
+        return self.clock.now() - float((self.model(uid).fault or {}).get("at") or 0) < LATE
 
     def deadly(self, uids: Sequence[str]) -> List[str]:
         """Those of the models that the server did not live through twice."""

@@ -115,5 +115,5 @@ def _finding(step: Step, seen: Optional[Running], entry: Optional[Entry], served
     if changed:
         return found(CHANGED)
     if served:
-        return found(STOPPED, "gone while the server ran on: somebody stopped it")
+        return found(STOPPED, "gone while the server ran on: somebody stopped it, or the server gave it up")
     return found(GONE if entry is not None or served else NEW)

@@ -35,7 +35,8 @@ class Settings:
 
     interval: between two questions to the server. grace: what a new release brings is left to Ansible for this long.
     wait_timeout: how long one launch may take. parallel: launches at once. verify: between two probes of one model, 0
-    for none.
+    for none. pid_file: where the process id of a server stands that may be ended when it is only half alive, and mark:
+    what stands in its environment; empty where the keeper has no say in that.
     """
 
     endpoint: str
@@ -45,6 +46,8 @@ class Settings:
     wait_timeout: float = 1800.0
     parallel: int = 4
     verify: float = 600.0
+    pid_file: str = ""
+    mark: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,8 @@ def _settings(path: Path) -> Settings:
             wait_timeout=max(1.0, float(found.wait_timeout)),
             parallel=max(1, int(found.parallel)),
             verify=max(0.0, float(found.verify)),
+            pid_file=str(found.pid_file),
+            mark=str(found.mark),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise Unreadable(f"{path} is not as this collection writes it: {type(error).__name__}: {error}") from error

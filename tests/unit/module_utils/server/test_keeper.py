@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -64,6 +66,7 @@ class FakeServer:
         self.workers: Dict[str, Any] = {"w": {}}
         self.asked: List[str] = []
         self.stamp = 100
+        self.metrics = b""
 
     def _ask(self, what: str) -> None:
         self.asked.append(what)
@@ -84,6 +87,10 @@ class FakeServer:
             {"model_uid": uid, "status": one["status"], "instance_created_ts": one["since"]}
             for uid, one in self.live.items()
         ]
+
+    def get_bytes(self, path: str) -> bytes:
+        self._ask(path)
+        return self.metrics
 
     def put(self, uid: str, status: str = "READY", listed: bool = True, name: str = "bce") -> Running:
         self.stamp += 1
@@ -714,3 +721,58 @@ def test_a_model_that_is_slow_or_answers_otherwise_is_only_told_of(probed, error
     probed.go(1500)
     assert not probed.jobs and probed.told("a")["verified"]["ok"] is False
     assert sum("does not pass its probe" in line for line in probed.log) == 1
+
+
+# -- what the server tells beside its lists
+
+
+METRICS = """# HELP xinference:model_unexpected_termination Replica currently down
+xinference:model_unexpected_termination{model_name="bce",model_uid="a",replica_index="0"} 1.0
+xinference:model_status{model_uid="b"} 1.0
+"""
+
+
+def test_a_model_that_the_server_gave_up_was_not_stopped_by_anybody(tmp_path):
+    world = World(tmp_path)
+    world.release("one", policy="report")
+    world.serve("a", "b")
+    world.go(150)
+    world.server.live.clear()
+    world.server.put("b", name="other")
+    world.go(10)
+    assert world.told("a")["kind"] == "stopped by hand" and not world.jobs
+    world.server.metrics = METRICS.encode()
+    world.go(30)
+    assert world.launched() == [["a"]] and world.told("b")["kind"] == "altered by hand"
+
+
+@pytest.mark.parametrize("mark", ["SITE=/here", "SITE=/elsewhere"])
+def test_a_native_server_that_is_half_dead_is_ended_and_nobody_else(tmp_path, mark):
+    world = World(tmp_path)
+    pid_file = tmp_path / "server.pid"
+    world.release("one", pid_file=str(pid_file), mark="SITE=/here")
+    world.go(10)
+    with subprocess.Popen(["/bin/sleep", "60"], env={"SITE": mark.split("=")[1]}) as sleeper:
+        pid_file.write_text(json.dumps({"pid": sleeper.pid}))
+        world.server.trouble = ServerError("connection refused", 500, "", "GET", "/status")
+        world.go(35)
+        assert sleeper.poll() is None
+        world.go(15)
+        ended = mark == "SITE=/here"
+        assert any("half dead" in line for line in world.log) is ended
+        if ended:
+            assert sleeper.wait(10) == -signal.SIGTERM
+        else:
+            world.go(300)
+            assert sleeper.poll() is None
+        sleeper.kill()
+
+
+def test_a_server_that_only_starts_slowly_is_left_alone(tmp_path):
+    world = World(tmp_path)
+    world.release("one", pid_file=str(tmp_path / "server.pid"), mark="SITE=/here")
+    (tmp_path / "server.pid").write_text(json.dumps({"pid": 1}))
+    for trouble in (Unreachable("refused"), ServerError("odd answer", None, "", "GET", "/v1/models")):
+        world.server.trouble = trouble
+        world.go(300)
+    assert not any("half dead" in line for line in world.log)
