@@ -246,6 +246,10 @@ models:
         beside:
           description: Whether it was launched under another uid, to see whether it works.
           type: bool
+        log:
+          description: Lines of the server's log that show more of a failure than its error does.
+          type: list
+          elements: str
 requests:
   description: HTTP requests sent to the server.
   returned: always, once the server has answered
@@ -262,6 +266,7 @@ from ansible_collections.airgap.xinference.plugins.module_utils._server import (
     conclude,
     talking,
 )
+from ansible_collections.airgap.xinference.plugins.module_utils.host.server_log import reader
 from ansible_collections.airgap.xinference.plugins.module_utils.server.apply import apply, specs_from
 from ansible_collections.airgap.xinference.plugins.module_utils.server.client import ServerError
 from ansible_collections.airgap.xinference.plugins.module_utils.server.fields import RELAUNCH
@@ -302,6 +307,7 @@ def main() -> None:
             lock_wait=given["lock_wait"],
             rehearse=module.check_mode,
             who="the Ansible module xinference_model_set",
+            log=reader(given["root"]),
         )
     conclude(module, client, applied)
 

@@ -22,7 +22,7 @@ def refuse_other(root: Path, wanted: str) -> None:
 
     It has to be stopped by what knows it, before another release takes its place.
     """
-    known = _backend(root)
+    known = backend(root)
     if known in ("", wanted):
         return
     try:
@@ -40,7 +40,7 @@ def refuse_other(root: Path, wanted: str) -> None:
         )
 
 
-def _backend(root: Path) -> str:
+def backend(root: Path) -> str:
     """The backend of the release in force, empty when there is none."""
     try:
         return str(json.loads((root / "current" / "server.json").read_text(encoding="utf-8"))["backend"])

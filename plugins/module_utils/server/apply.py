@@ -21,6 +21,7 @@ from .converge import LIMIT, TIMEOUT, converge
 from .execute import Listener
 from .explain import NO_ENGINE, still_impossible
 from .fields import REPLACE
+from .log import Reader, files
 from .outcome import Outcome
 from .plan import Step, plan, standing
 from .record import Entry, Record, lock
@@ -45,11 +46,16 @@ class Applied:
 
     @property
     def message(self) -> str:
-        """All failures with cause and cure, one line each; empty when there are none."""
+        """All failures with cause and cure, a line each, below it what the server's log shows of it.
+
+        Empty when there are none.
+        """
         if not self.failures:
             return ""
-        lines = "\n".join(f"- {outcome.sentence()}" for outcome in self.failures)
-        return f"{len(self.failures)} of {len(self.models)} models failed on {self.endpoint}:\n{lines}"
+        lines = [f"{len(self.failures)} of {len(self.models)} models failed on {self.endpoint}:"]
+        for outcome in self.failures:
+            lines += [f"- {outcome.sentence()}", *(f"  log: {line}" for line in outcome.shown_by())]
+        return "\n".join(lines)
 
 
 def apply(
@@ -67,13 +73,15 @@ def apply(
     how: str = REPLACE,
     who: str = "somebody",
     listener: Optional[Listener] = None,
+    log: Optional[Reader] = None,
 ) -> Applied:
     """Make the server run `desired`; `rehearse` tells what would happen, and changes no file and no model.
 
     `first_choice` is an operator's word that models which run as an alternative go back to their first choice; whoever
     only keeps models up leaves them (False). `how` a changed model takes the place of the one that serves, where its
     entry leaves that open, is `replace` or `beside`. `only` narrows everything to one uid: with an empty `desired` that
-    model goes, whoever launched it. The other arguments are those of plan, converge and lock. Raises ServerError when
+    model goes, whoever launched it. `log` reads what the server printed, by default from files below `root`. The other
+    arguments are those of plan, converge and lock. Raises ServerError when
     the server cannot be asked, LockHeld when somebody else does not finish within `lock_wait` seconds; failures of
     single models are in the result.
     """
@@ -92,7 +100,7 @@ def apply(
         if rehearse:
             outcomes = [_rehearsed(step) for step in steps]
         else:
-            outcomes = converge(client, steps, record, limit, timeout, listener)
+            outcomes = converge(client, steps, record, limit, timeout, listener, log or files(root))
     return _applied(client, steps, outcomes, record)
 
 

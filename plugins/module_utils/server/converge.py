@@ -11,6 +11,7 @@ from typing import Any, Dict, List, Optional, Sequence
 
 from .client import Client, ServerError
 from .execute import Executor, Listener
+from .log import Reader
 from .outcome import Outcome
 from .plan import Step
 from .record import Record
@@ -27,6 +28,7 @@ def converge(
     limit: int = LIMIT,
     timeout: float = TIMEOUT,
     listener: Optional[Listener] = None,
+    log: Optional[Reader] = None,
 ) -> List[Outcome]:
     """Do the steps, at most `limit` at once, and report on each, in their order.
 
@@ -35,7 +37,7 @@ def converge(
     and ends, so whoever runs next after an interruption finds everything in it. Whoever calls holds the lock (see
     record.lock).
     """
-    work = Executor(client, record, timeout, listener or (lambda uid, event: None))
+    work = Executor(client, record, timeout, listener or (lambda uid, event: None), log)
     outcomes: Dict[str, Outcome] = {}
     waiting: List[Step] = []
     for step in steps:

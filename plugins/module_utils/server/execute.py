@@ -13,14 +13,15 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import replace
-from typing import Any, Callable, List, Mapping, Optional, Tuple
+from typing import Any, Callable, List, Mapping, Optional, Sequence, Tuple
 
 from .client import AccessRefused, Client, ServerError, Unreachable
-from .diagnose import Diagnosis
+from .diagnose import Diagnosis, diagnose
 from .explain import explain
 from .failures import NO_PLACE, NO_ROOM
 from .fields import UID_LENGTH
 from .launch import HELD, Launcher, LaunchFailed
+from .log import Reader, reasons
 from .outcome import Attempt, Outcome, short
 from .plan import Choice, Step, visible_drift
 from .probe import probe
@@ -31,6 +32,8 @@ from .spec import ModelSpec, fingerprint, from_payload
 # Seconds before the same launch is tried again, where what was wrong may pass by itself.
 RETRY_PAUSES = (3.0, 10.0)
 BESIDE_SUFFIX = "-beside"
+# Failures whose cause stands in the server's log, if anywhere.
+VAGUE = ("engine-core", "no-reason", "process-died")
 RIVAL = Diagnosis(
     cause="Somebody else launched a model under this uid at the same moment.",
     cure="Find out who; a run of this collection while nobody else launches puts the wanted model in its place.",
@@ -64,14 +67,17 @@ class Failed(Exception):
 class Executor:
     """Does single steps. Several threads use one; the record is written by one of them at a time.
 
-    `timeout` is how many seconds one launch may take.
+    `timeout` is how many seconds one launch may take; `log` reads what the server printed, where that can be had.
     """
 
-    def __init__(self, client: Client, record: Record, timeout: float, listener: Listener) -> None:
+    def __init__(
+        self, client: Client, record: Record, timeout: float, listener: Listener, log: Optional[Reader] = None
+    ) -> None:
         self.client = client
         self.record = record
         self.timeout = timeout
         self.listener = listener
+        self.log = log
         self.writing = threading.Lock()
         # Whether anything was ended that may not have given its memory back yet.
         self.freed = False
@@ -120,6 +126,15 @@ class Executor:
             silent = isinstance(failure, Unreachable)
             return Failed(failure.message, diagnosis, silent or isinstance(failure, AccessRefused), silent)
         return Failed(str(failure))
+
+    def shown(self, failure: Failed, uid: str, since: float) -> List[str]:
+        """The lines of the server's log that show more of a failed launch than its error. May name its cause."""
+        lines = reasons(self.log(since), uid, since) if self.log else []
+        known = failure.diagnosis
+        if lines and (known is None or known.name in VAGUE):
+            failure.diagnosis = diagnose("\n".join(lines)) or known
+        told = (line.partition(": ")[2] or line for line in lines)
+        return [line for line, said in zip(lines, told) if failure.error not in line and said not in failure.error]
 
     def write(self, write: Callable[..., None], *arguments: Any) -> None:
         """Write the record, one thread at a time."""
@@ -228,7 +243,7 @@ class _Work:
         """Launch a choice and wait until it serves; again where what was wrong may pass by itself. Raises Failed."""
         spec, turn = choice.spec, 0
         while True:
-            start = time.monotonic()
+            start, since = time.monotonic(), time.time()
             named = f" {_which(choice.number)}" if choice.number else ""
             self.listener(self.step.uid, f"launch{named}{' beside what serves' if beside else ''}")
             self.executor.write(begin)
@@ -244,7 +259,8 @@ class _Work:
             else:
                 self._told(choice, start, beside)
                 return running
-            self._told(choice, start, beside, failure)
+            lines = self.executor.shown(failure, spec.uid, since)
+            self._told(choice, start, beside, failure, lines)
             pause = self._pause(failure, turn)
             self.executor.freed = True
             if pause is None:
@@ -271,10 +287,12 @@ class _Work:
         late_memory = known.name in NO_ROOM and self.executor.freed and turn == 0
         return RETRY_PAUSES[turn] if known.heals or late_memory else None
 
-    def _told(self, choice: Choice, start: float, beside: bool, failure: Optional[Failed] = None) -> None:
+    def _told(
+        self, choice: Choice, start: float, beside: bool, failure: Optional[Failed] = None, lines: Sequence[str] = ()
+    ) -> None:
         error, diagnosis = (short(failure.error), failure.diagnosis) if failure else ("", None)
-        taken = time.monotonic() - start
-        self.attempts.append(Attempt(choice.number, choice.spec.words, error, diagnosis, taken, beside))
+        taken, words = time.monotonic() - start, choice.spec.words
+        self.attempts.append(Attempt(choice.number, words, error, diagnosis, taken, beside, tuple(lines)))
 
     def _note(self, choice: Choice, failure: Failed) -> None:
         """Remember why the first choice does not serve."""

@@ -422,6 +422,12 @@ ROWS: Tuple[Row, ...] = (
     ),
     # -- the server itself
     _row(
+        "engine-core",
+        r"Engine core initialization failed|EngineCore failed to start|See (?:the )?(?:stack trace|root cause) above",
+        "The engine ended while it started, and says why only in the server's log.",
+        "Look for the first error of the engine in the log, above `Failed to load model`.",
+    ),
+    _row(
         "port-taken",
         r"address already in use|Errno 98|port is already allocated",
         "Another program listens on the port of the server.",

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Dict, Mapping, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from .diagnose import Diagnosis
 
@@ -17,7 +17,8 @@ SHORT = 500
 class Attempt:
     """One choice that was launched: its number, what it is in words, and what went wrong, if anything did.
 
-    `beside` is whether it was launched under another uid, to see whether it can. `duration` is in seconds.
+    `beside` is whether it was launched under another uid, to see whether it can. `duration` is in seconds. `log` has
+    the lines of the server's log that show more than the error does.
     """
 
     choice: int
@@ -26,10 +27,11 @@ class Attempt:
     diagnosis: Optional[Diagnosis] = None
     duration: float = 0.0
     beside: bool = False
+    log: Tuple[str, ...] = ()
 
     def row(self) -> Dict[str, Any]:
         """As a module returns it."""
-        return {**asdict(self), "duration": round(self.duration, 2)}
+        return {**asdict(self), "duration": round(self.duration, 2), "log": list(self.log)}
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,10 @@ class Outcome:
             parts.append(f"Cause: {self.diagnosis.cause}")
             parts.append(f"Cure: {self.diagnosis.cure}")
         return " ".join(parts)
+
+    def shown_by(self) -> List[str]:
+        """The lines of the server's log about a failure, those of the first launch that has some."""
+        return list(next((one.log for one in self.attempts if one.error and one.log), ()))
 
     def notice(self) -> str:
         """One line about a model that serves and is not the first choice; empty where it is."""
