@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Any
 
 import pytest
 from ansible_collections.airgap.xinference.plugins.module_utils.server import launch as launching
@@ -39,6 +40,12 @@ def name_of(server, uid="m"):
     return server.live[uid]["model"]["model_name"] if uid in server.live else None
 
 
+def instead_of(entry: Any) -> Any:
+    """What an entry of the record says of what serves instead, which it must."""
+    assert entry.instead
+    return entry.instead
+
+
 def launched(server):
     return [(payload["model_uid"], payload["model_name"]) for payload in server.payloads]
 
@@ -61,7 +68,7 @@ def test_the_alternative_serves_under_the_same_uid_and_the_record_says_why(versi
     assert outcome.notice() == f"m: alternative 1 serves (small on tf) because the first choice failed: {said}."
     (entry,) = Record(tmp_path / "launched.json").entries.values()
     assert entry.ready and entry.payload["model_name"] == "small"
-    instead = entry.instead
+    instead = instead_of(entry)
     assert (instead.number, instead.wanted, instead.why) == (1, falling().fingerprint(), said)
 
 
@@ -120,7 +127,7 @@ def test_after_a_restart_the_keeper_brings_back_what_ran_and_ansible_the_first_c
     server.live.clear()
     (kept,) = do(server, falling(), record=record, first_choice=False).values()
     assert (kept.action, kept.choice, kept.why, name_of(server)) == ("launch", 1, "no", "small")
-    assert record.entries["m"].instead.why == "no" and launched(server)[-1] == ("m", "small")
+    assert instead_of(record.entries["m"]).why == "no" and launched(server)[-1] == ("m", "small")
     server.live.clear()
     (first,) = do(server, falling(), record=record).values()
     assert (first.choice, name_of(server)) == (0, "bce")
@@ -208,7 +215,7 @@ def test_a_relaunch_that_fails_brings_the_old_model_back(version, tmp_path):
     assert launched(server) == [("m", "bce"), ("m", "worse"), ("m", "bce")]
     (entry,) = Record(tmp_path / "launched.json").entries.values()
     assert (entry.ready, entry.payload, entry.previous) == (True, spec().payload(), None)
-    assert (entry.instead.number, entry.instead.wanted) == (PREVIOUS, spec(model_name="worse").fingerprint())
+    assert (instead_of(entry).number, instead_of(entry).wanted) == (PREVIOUS, spec(model_name="worse").fingerprint())
     assert "failed after" in outcome.sentence() and outcome.notice() == ""
 
 
@@ -301,7 +308,7 @@ def test_what_does_not_work_beside_leaves_the_old_one_untouched(how):
     assert set(server.live) - {"m-beside"} == {"m"} and "m-beside" not in record.entries
     assert "terminate m" not in writes(server) and "launch m" not in writes(server)
     entry = record.entries["m"]
-    assert (entry.instead.number, entry.fingerprint) == (PREVIOUS, spec().fingerprint())
+    assert (instead_of(entry).number, entry.fingerprint) == (PREVIOUS, spec().fingerprint())
     (kept,) = do(server, spec(model_name="worse"), record=record, first_choice=False).values()
     assert (kept.action, kept.choice) == ("keep", PREVIOUS)
     if how == "dumb":
@@ -325,7 +332,7 @@ def test_going_back_in_vain_beside_interrupts_nobody():
     assert outcome.model["model_name"] == "small" and writes(server) == ["launch m-beside"]
     server.behaviour["bce"] = "still not"
     (outcome,) = do(server, falling(), record=record, how="beside").values()
-    assert outcome.why == record.entries["m"].instead.why == "still not"
+    assert outcome.why == instead_of(record.entries["m"]).why == "still not"
 
 
 def test_a_better_alternative_is_proven_beside_a_worse_one():
@@ -469,7 +476,13 @@ def test_a_rival_ends_the_search():
     steps = plan([falling()], look(server), record.entries)
     server.put("m", model_name="other")
     (outcome,) = converge(server, steps, record)
-    assert not outcome.ok and outcome.diagnosis.name == "rival" and len(outcome.attempts) == 1 and not record.entries
+    assert (
+        not outcome.ok
+        and outcome.diagnosis
+        and outcome.diagnosis.name == "rival"
+        and len(outcome.attempts) == 1
+        and not record.entries
+    )
 
 
 def test_an_adopted_launch_that_turns_out_different_is_replaced_by_the_first_choice_that_works():
