@@ -61,7 +61,7 @@ try:
     ask.build_opener(ask.ProxyHandler({{}})).open("http://{LOOPBACK}:{PORT}/status", timeout=8)
 except urllib.error.HTTPError as error:
     if error.code >= 500:
-        open(count, "a").write("x")
+        open(count, "a").write("xx" if b"refused" in error.read() else "x")
         if os.path.getsize(count) > 4:
             os.remove(count)
             os.kill(1, signal.SIGTERM)
@@ -72,8 +72,8 @@ else:
 '"""
 """Asks the server with the image's own Python; no image is sure to have curl.
 
-A server whose worker was killed may live on and answer with nothing but internal errors (1.x does). After five of them
-it is told to end, and the engine starts it anew.
+A server whose worker was killed may live on and answer with nothing but internal errors (1.x does). After five of them,
+or three that say that nobody listens behind the API, it is told to end, and the engine starts it anew.
 """
 
 KEEP = 'exec "$(command -v python3 || command -v python)" -E -s "$0" --root "$1" run'

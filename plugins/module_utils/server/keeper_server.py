@@ -22,6 +22,8 @@ from .keeper_release import Settings
 
 # A server that only starts slowly does not answer at all; one that answers so for so long is half dead.
 HALF_DEAD = 45.0
+# Behind its API nobody listens any more.
+REFUSED, CERTAIN = "connection refused", 15.0
 _DOWN = re.compile(r"^xinference:model_unexpected_termination\{([^}]*)\} 1", re.MULTILINE)
 _UID = re.compile(r'model_uid="((?:[^"\\]|\\.)*)"')
 
@@ -51,7 +53,8 @@ class HalfDead:
         if error.path != "/status" or (error.status or 0) < 500:
             return ""
         self.since = now if self.since is None else self.since
-        if now - self.since < HALF_DEAD * (self.ended + 1) or not settings.pid_file:
+        patience = CERTAIN if REFUSED in error.detail.lower() else HALF_DEAD
+        if now - self.since < patience * (self.ended + 1) or not settings.pid_file:
             return ""
         pid = _pid(Path(settings.pid_file), settings.mark)
         if pid is None:

@@ -26,6 +26,11 @@ HELD = Diagnosis(
     "under another uid.",
     name="held",
 )
+DEAD = Diagnosis(
+    cause="The model's process died more often than the server starts it anew, and this version keeps its uid.",
+    cure="Restart the server; it offers no other way. The keeper, or playbooks/models.yml, launches all models again.",
+    name="dead",
+)
 NO_REASON = Diagnosis(
     cause="The server gives no reason. Xinference does so when it could not start a process for the model within 60 s, "
     "most often because another model hangs while it loads.",
@@ -186,9 +191,11 @@ class Launcher:
     def _contested(self, payload: Mapping[str, Any]) -> Running:
         """The uid is taken, though the server did not list it: a ghost, or somebody who was faster."""
         end = min(self.deadline, time.monotonic() + SELF_RECOVERY)
+        died = False
         while time.monotonic() < end:
             found = look(self.client).get(self.uid)
             if found is None:
+                died = False
                 break
             if found.state == "ready":
                 self.contested = True
@@ -196,6 +203,10 @@ class Launcher:
             if found.state == "starting":
                 return self.follow()
             time.sleep(1.0)
+            died = found.state == "failed" and found.model is None
+        if died and not self.client.features.launch_returns_early:
+            # Measured on 1.8.1: to end what is dead ends the server's worker, and every model with it.
+            raise LaunchFailed("its process died, and the server cannot forget it", diagnosis=DEAD, final=True)
         self.stop(None)
         return self._launch(payload)
 

@@ -747,15 +747,16 @@ def test_a_model_that_the_server_gave_up_was_not_stopped_by_anybody(tmp_path):
 
 
 @pytest.mark.parametrize("mark", ["SITE=/here", "SITE=/elsewhere"])
-def test_a_native_server_that_is_half_dead_is_ended_and_nobody_else(tmp_path, mark):
+@pytest.mark.parametrize(("said", "patience"), [("odd", 40), ("[Errno 111] Connection refused", 10)])
+def test_a_native_server_that_is_half_dead_is_ended_and_nobody_else(tmp_path, mark, said, patience):
     world = World(tmp_path)
     pid_file = tmp_path / "server.pid"
     world.release("one", pid_file=str(pid_file), mark="SITE=/here")
     world.go(10)
     with subprocess.Popen(["/bin/sleep", "60"], env={"SITE": mark.split("=")[1]}) as sleeper:
         pid_file.write_text(json.dumps({"pid": sleeper.pid}))
-        world.server.trouble = ServerError("connection refused", 500, "", "GET", "/status")
-        world.go(35)
+        world.server.trouble = ServerError("it says", 500, said, "GET", "/status")
+        world.go(patience)
         assert sleeper.poll() is None
         world.go(15)
         ended = mark == "SITE=/here"
