@@ -204,8 +204,7 @@ class Launcher:
                 return self.follow()
             time.sleep(1.0)
             died = found.state == "failed" and found.model is None
-        if died and not self.client.features.launch_returns_early:
-            # Measured on 1.8.1: to end what is dead ends the server's worker, and every model with it.
+        if died and not self.client.features.ends_the_dead:
             raise LaunchFailed("its process died, and the server cannot forget it", diagnosis=DEAD, final=True)
         self.stop(None)
         return self._launch(payload)

@@ -45,13 +45,15 @@ def launcher(monkeypatch: Any) -> Any:
 PAYLOAD = {"model_uid": "m", "model_name": "bce", "model_type": "embedding"}
 
 
-def test_a_dead_model_is_cleared_away_and_launched_again(launcher: Any) -> None:
-    server, found = launcher("4.1.0")
+@pytest.mark.parametrize("version", ["2.1.0", "4.1.0"])
+def test_a_dead_model_is_cleared_away_and_launched_again(version: str, launcher: Any) -> None:
+    server, found = launcher(version)
     assert found.launch(PAYLOAD).state == "ready" and server.ended == 1
 
 
-def test_a_server_that_would_end_with_it_is_left_alone_and_the_cure_is_said(launcher: Any) -> None:
-    server, found = launcher("1.8.1")
+@pytest.mark.parametrize("version", ["1.8.1", "1.14.0", "2.0.0"])
+def test_a_server_that_would_end_with_it_is_left_alone_and_the_cure_is_said(version: str, launcher: Any) -> None:
+    server, found = launcher(version)
     with pytest.raises(LaunchFailed, match="cannot forget it") as caught:
         found.launch(PAYLOAD)
     assert server.ended == 0 and caught.value.diagnosis and "Restart the server" in caught.value.diagnosis.cure
