@@ -8,6 +8,7 @@ No requests and no files: findings and results come in, `State` is what there is
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Callable, Collection, Dict, List, Mapping, Optional, Sequence, Set
 
 from . import keeper_backoff as backoff
@@ -121,6 +122,8 @@ class Book:
     def _note(self, one: Finding, entry: Optional[Entry], others: bool, ours: bool) -> None:
         model, now = self.model(one.uid), self.clock.steady()
         before = model.kind
+        if ours and one.kind == TAKEN:
+            one = replace(one, kind=STARTING, text="ready; to be taken down")
         model.kind, model.state, model.text = one.kind, one.state, short(one.text)
         instead = entry.instead if entry else None
         model.variant = short(f"{instead.words}: {instead.why}") if instead else ""
@@ -161,7 +164,8 @@ class Book:
             model.served_since = round(self.clock.now(), 1)
         if one.since is not None:
             model.since = float(one.since)
-        model.by = entry.by if entry and one.kind not in (TAKEN, ALTERED) else ELSE
+        theirs = one.kind == ALTERED or (one.kind == TAKEN and entry is not None and entry.ready)
+        model.by = entry.by if entry and not theirs else ELSE
         self.forgive()
         if one.kind == ALTERED:
             self._tell_drift(one)

@@ -462,6 +462,15 @@ def test_one_that_serves_and_dies_does_not_wait_for_one_that_still_loads(served)
     assert served.jobs[0].ended and served.launched() == [["a", "b"], ["a", "b"]]
 
 
+def test_a_model_that_serves_before_that_is_recorded_is_the_keepers(served):
+    served.server.restart()
+    served.go(6)
+    served.server.put("b")
+    served.go(6)
+    assert served.told("b")["by"] == "the keeper" and served.told("b")["kind"] == "starting"
+    assert len(served.jobs) == 1
+
+
 def test_one_that_fails_is_tried_again_while_another_still_loads(served):
     served.server.restart()
     served.go(6)
