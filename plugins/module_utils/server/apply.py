@@ -25,7 +25,7 @@ from .log import Reader, files
 from .outcome import Outcome
 from .plan import Step, plan, standing
 from .record import Entry, Record, lock
-from .running import Running, look
+from .running import Running, look_twice
 from .spec import ModelSpec, SpecError, parse
 from .view import View
 
@@ -88,7 +88,7 @@ def apply(
     state = Path(root) / "state"
     with contextlib.nullcontext() if rehearse else lock(state / "lock", lock_wait, who):
         record = Record(state / "launched.json", not rehearse, who)
-        running, entries = look(client), dict(record.entries)
+        running, entries = look_twice(client), dict(record.entries)
         if only is not None:
             running = {uid: one for uid, one in running.items() if uid == only}
             entries = {uid: one for uid, one in entries.items() if uid == only}

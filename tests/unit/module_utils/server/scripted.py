@@ -9,7 +9,7 @@ import threading
 import time
 from typing import Any
 
-from ansible_collections.airgap.xinference.plugins.module_utils.server import execute
+from ansible_collections.airgap.xinference.plugins.module_utils.server import execute, running
 from ansible_collections.airgap.xinference.plugins.module_utils.server import launch as launching
 from ansible_collections.airgap.xinference.plugins.module_utils.server.client import (
     AccessRefused,
@@ -199,6 +199,7 @@ def no_pauses(monkeypatch):
     for name in ("FIRST_PAUSE", "LONGEST_PAUSE", "SELF_RECOVERY", "UNWIND_PAUSE"):
         monkeypatch.setattr(launching, name, 0.002)
     monkeypatch.setattr(execute, "RETRY_PAUSES", (0.002, 0.002))
+    monkeypatch.setattr(running, "LIST_AGE", 0.002)
 
 
 def do(server, *desired, record=None, prune="managed", relaunch=(), first_choice=True, how="replace", **options):

@@ -437,6 +437,17 @@ def test_a_second_run_costs_two_requests_and_changes_nothing(tmp_path):
     assert [set(row) for row in first.models] == [set(row) for row in second.models]
 
 
+def test_a_model_that_is_only_listed_any_more_is_looked_at_again(tmp_path):
+    server = scripted()
+    run(server, tmp_path, ENTRY)
+    old = dict(server.models())
+    server.live.clear()
+    models, listed = server.models, [old, old]
+    server.models = lambda: listed.pop() if len(listed) > 1 else models()
+    applied = run(server, tmp_path, ENTRY)
+    assert (applied.models[0]["action"], "m" in server.live) == ("launch", True)
+
+
 def test_failures_make_one_message_with_cause_and_cure(tmp_path):
     server = scripted(x="Model bce cannot be run on engine vLLM.", y="no idea")
     rows = [{**ENTRY, "model_uid": uid} for uid in ("m", "y")] + [{**ENTRY, "model_uid": "x", "model_engine": "vLLM"}]
