@@ -224,7 +224,12 @@ def test_a_model_is_proven_beside_what_serves(server: Server, minilm: Entry, tmp
     assert [one["beside"] for one in applied.models[0]["attempts"]] == [True, False]
     assert told.index("verified beside what serves") < told.index("terminate")
     assert set(server.client().models()) == {"m"} and set(read(tmp_path)) == {"m"}
-    print(f"\n{server.version}: untouched {untouched[0]:.1f} s, beside {proven[0]:.1f} s without an answer")
+    with gap(server) as replaced:
+        assert converge(server, tmp_path, {**minilm, "request_limits": 7}).message == ""
+    print(
+        f"\n{server.version}: without an answer {untouched[0]:.1f} s where the new one does not work, "
+        f"{proven[0]:.1f} s beside, {replaced[0]:.1f} s replaced"
+    )
     # What did not work never cost a client anything but the time that one busy machine takes for an answer.
     assert untouched[0] < 5
 
