@@ -17,6 +17,7 @@ from ansible_collections.airgap.xinference.plugins.module_utils.host import keep
 from ansible_collections.airgap.xinference.plugins.module_utils.host.definition import json_text
 from ansible_collections.airgap.xinference.plugins.module_utils.server.apply import Applied, apply, specs_from
 from ansible_collections.airgap.xinference.plugins.module_utils.server.client import Client
+from ansible_collections.airgap.xinference.plugins.module_utils.server.keeper_release import PROGRAM
 from servers import Server, environment
 
 
@@ -24,7 +25,7 @@ class Kept:
     """A root directory with a release for `server`, and the keeper that looks after it."""
 
     def __init__(self, server: Server, root: Path, **settings: Any) -> None:
-        self.server, self.root = server, root
+        self.server, self.root, self.endpoint = server, root, server.endpoint
         self.settings: Dict[str, Any] = {"interval": 1, "grace": 0, **settings}
         self.login: Dict[str, str] = {}
         self.registrations: List[Any] = []
@@ -36,7 +37,7 @@ class Kept:
         files = {
             "models.json": release.Entry(json_text(entries), 0o400),
             "server.json": release.Entry(json_text({"backend": "native", "gpus": []})),
-            **keeper_app.files(self.settings, self.server.endpoint, self.registrations, self.login, json_text),
+            **keeper_app.files(self.settings, self.endpoint, self.registrations, self.login, json_text),
         }
         release.make(self.root, files)
         release.switch(self.root, release.identity(files))
@@ -45,7 +46,7 @@ class Kept:
     def start(self) -> None:
         """Start the program, as systemd and supervisord would."""
         python = environment(self.server.version) / "bin" / "python"
-        program = self.root / "current" / keeper_app.PROGRAM
+        program = self.root / "current" / PROGRAM
         command = [str(python), "-E", "-s", str(program), "--root", str(self.root), "run"]
         with (self.root / "keeper.log").open("ab") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -84,7 +85,9 @@ class Kept:
                 if condition():
                     return time.monotonic() - began
             if time.monotonic() - began > limit:
-                raise AssertionError(f"it did not happen in {limit:.0f} s\n{self.log}\n{json.dumps(self.told, indent=1)}")
+                raise AssertionError(
+                    f"it did not happen in {limit:.0f} s\n{self.log}\n{json.dumps(self.told, indent=1)}"
+                )
             assert self.process is None or self.process.poll() is None, self.log
             time.sleep(0.1)
 
