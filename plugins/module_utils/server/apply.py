@@ -74,6 +74,7 @@ def apply(
     who: str = "somebody",
     listener: Optional[Listener] = None,
     log: Optional[Reader] = None,
+    lenient: bool = False,
 ) -> Applied:
     """Make the server run `desired`; `rehearse` tells what would happen, and changes no file and no model.
 
@@ -81,13 +82,13 @@ def apply(
     only keeps models up leaves them (False). `how` a changed model takes the place of the one that serves, where its
     entry leaves that open, is `replace` or `beside`. `only` narrows everything to one uid: with an empty `desired` that
     model goes, whoever launched it. `log` reads what the server printed, by default from files below `root`. The other
-    arguments are those of plan, converge and lock. Raises ServerError when
+    arguments are those of plan, converge, lock and Record. Raises ServerError when
     the server cannot be asked, LockHeld when somebody else does not finish within `lock_wait` seconds; failures of
     single models are in the result.
     """
     state = Path(root) / "state"
     with contextlib.nullcontext() if rehearse else lock(state / "lock", lock_wait, who):
-        record = Record(state / "launched.json", not rehearse, who)
+        record = Record(state / "launched.json", not rehearse, who, lenient)
         running, entries = look_twice(client), dict(record.entries)
         if only is not None:
             running = {uid: one for uid, one in running.items() if uid == only}

@@ -10,6 +10,7 @@ what serves is ended only for what works, and the time without it is that of one
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from dataclasses import replace
@@ -32,6 +33,8 @@ from .spec import ModelSpec, fingerprint, from_payload
 # Seconds before the same launch is tried again, where what was wrong may pass by itself.
 RETRY_PAUSES = (3.0, 10.0)
 BESIDE_SUFFIX = "-beside"
+# The row of the table of known failures for a server with nothing behind its API.
+HALF_DEAD = "half-dead"
 # Failures whose cause stands in the server's log, if anywhere.
 VAGUE = ("engine-core", "no-reason", "process-died")
 RIVAL = Diagnosis(
@@ -123,13 +126,15 @@ class Executor:
             return Failed(str(failure), diagnosis, failure.final, diagnosis is HELD)
         if isinstance(failure, ServerError):
             diagnosis = explain(self.client, spec, failure.detail or failure.message) if spec else None
-            silent = isinstance(failure, Unreachable)
+            silent = isinstance(failure, Unreachable) or (diagnosis is not None and diagnosis.name == HALF_DEAD)
             return Failed(failure.message, diagnosis, silent or isinstance(failure, AccessRefused), silent)
         return Failed(str(failure))
 
     def shown(self, failure: Failed, uid: str, since: float) -> List[str]:
         """The lines of the server's log that show more of a failed launch than its error. May name its cause."""
-        lines = reasons(self.log(since), uid, since) if self.log else []
+        lines: List[str] = []
+        with contextlib.suppress(OSError):
+            lines = reasons(self.log(since), uid, since) if self.log else []
         known = failure.diagnosis
         if lines and (known is None or known.name in VAGUE):
             failure.diagnosis = diagnose("\n".join(lines)) or known
@@ -343,7 +348,7 @@ class _Work:
         serves = fingerprint(step.previous) if step.previous else ""
         failures: List[Failed] = []
         for place, choice in enumerate(step.tries):
-            if place and choice.spec.fingerprint() == serves:
+            if place and choice.spec.fingerprint() == serves and not self._altered(choice):
                 self._stays(choice)
                 return ()
             try:
@@ -362,6 +367,10 @@ class _Work:
         else:
             self.model = step.seen.model if step.seen else None
         raise Failed(f"{self._all_errors(failures)}; what ran before was not touched and serves", failures[0].diagnosis)
+
+    def _altered(self, choice: Choice) -> bool:
+        """Whether somebody changed what serves since we launched it."""
+        return self.step.seen is not None and bool(visible_drift(choice.spec, self.step.seen))
 
     def _prove(self, choice: Choice) -> None:
         """Launch a choice under another uid, ask it something, and end it. Raises Failed."""

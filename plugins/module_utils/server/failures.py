@@ -422,6 +422,13 @@ ROWS: Tuple[Row, ...] = (
     ),
     # -- the server itself
     _row(
+        "half-dead",
+        r"\[Errno 111\] Connection refused|Connect call failed \('127\.",
+        "Nobody listens behind the API of the server any more: its worker has ended, and every model with it.",
+        "Restart the server. The keeper and the health check of the container do so after a while; the end of the "
+        "server's log may say why its worker ended.",
+    ),
+    _row(
         "engine-core",
         r"Engine core initialization failed|EngineCore failed to start|See (?:the )?(?:stack trace|root cause) above",
         "The engine ended while it started, and says why only in the server's log.",

@@ -55,6 +55,8 @@ class Book:
         """When each model was first seen to serve, in the life of the server that runs now."""
         self.relaunch: Set[str] = set()
         """Models that seem to run, and have to be launched anew."""
+        self.settled: Set[str] = set()
+        """Models that were just brought to run as wanted; what is found of them next has to agree."""
         self.begun: Set[str] = set()
         """Launches that the record knows to be under way."""
         self.bad_since: Dict[str, float] = {}
@@ -85,6 +87,10 @@ class Book:
         for one in found:
             if one.kind not in (FOREIGN, LEFT):
                 self._note(one, record.get(one.uid), others, one.uid in ours)
+                # Otherwise what cannot be settled would be done again and again.
+                if one.to_do and one.uid in self.settled and not others:
+                    self._failed(one.uid, f"still {one.kind} after it was seen to: {one.text}")
+        self.settled.clear()
 
     def wrong(self, uid: str, problem: str, state: str) -> None:
         """Take down that an entry cannot be launched as it stands."""
@@ -176,7 +182,7 @@ class Book:
         """Forget the failures of models that have served for a while."""
         now = self.clock.steady()
         for uid, since in self.ready_at.items():
-            if uid in self.trouble:
+            if uid in self.trouble and self.model(uid).kind == RUNNING:
                 self.trouble[uid] = backoff.served(self.trouble[uid], now - since)
                 self.tell_trouble(uid)
 
@@ -222,6 +228,8 @@ class Book:
             self.model(uid).launches += 1
             if not row["error"]:
                 self.say(f"{uid}: {row['action']} took {float(row['duration']):.0f} s")
+        if not row["error"]:
+            self.settled.add(uid)
 
     def failed(self, uid: str, error: str, diagnosis: Optional[Mapping[str, Any]]) -> None:
         """Take down a launch that came to nothing."""

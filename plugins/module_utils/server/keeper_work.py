@@ -101,6 +101,7 @@ def work(root: Path, order: Order, tell: Tell) -> Dict[str, Any]:
             lock_wait=0,
             who=WHO,
             first_choice=False,
+            lenient=True,
             listener=lambda uid, event: tell(news(uid, event)),
         )
     except LockHeld:

@@ -102,14 +102,16 @@ def _records(text: str, since: float) -> Iterator[Tuple[str, List[str]]]:
             yield head, body
         head, body = line, []
         if match.group("day"):
-            late = not since or _seconds(match.group("day"), match.group("clock"), "Z " in line[:32]) >= since - 1
+            late = not since or _latest(match.group("day"), match.group("clock"), "Z " in line[:32]) >= since - 1
     if head is not None and late:
         yield head, body
 
 
-def _seconds(day: str, clock: str, universal: bool) -> float:
+def _latest(day: str, clock: str, universal: bool) -> float:
+    """A time of a log in seconds since 1970; where it has no zone, the later of ours and UTC, which containers have."""
     moment = time.strptime(f"{day} {clock}", "%Y-%m-%d %H:%M:%S")
-    return float(calendar.timegm(moment) if universal else time.mktime(moment))
+    here = time.mktime(moment)
+    return float(calendar.timegm(moment)) if universal else max(here, float(calendar.timegm(moment)))
 
 
 def _bare(line: str) -> str:

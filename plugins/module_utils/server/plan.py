@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Collection, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from ..masking import masked
@@ -181,10 +181,10 @@ class _Want:
         if known is None:
             return self._relaunch(_changes(entry.payload, self.spec.payload()))
         if known.number != 0 and self.first_choice:
-            if not hindrance:
+            if not hindrance or state != "ready" or not entry.ready:
                 return self._relaunch(f"{self._other(known, entry)}; the first choice is tried again")
-            if state == "ready" and entry.ready:
-                return self._keep(known, f"{self._other(known, entry)}; the first choice still cannot run: {hindrance}")
+            step = self._recorded(known, seen, entry)
+            return replace(step, reason=f"{step.reason}; the first choice still cannot run: {hindrance}")
         if state == "ready" and entry.ready:
             return self._recorded(known, seen, entry)
         return self._keep(known, "as wanted" if state == "ready" else "being launched already; waited for")

@@ -92,13 +92,17 @@ class Record:
 
     A file that cannot be understood is set aside, and `notice` says so: its models are then found running and taken
     over. `writable` false (check mode) reads and never writes, not even to set a broken file aside. `who` is noted as
-    the one who launches.
+    the one who launches. `lenient` goes on in memory where the file cannot be written, and says so in `notice`: on a
+    full disk a model that serves is worth more than a record of it, and is taken over later.
     """
 
-    def __init__(self, path: Union[str, Path, None], writable: bool = True, who: str = "") -> None:
+    def __init__(
+        self, path: Union[str, Path, None], writable: bool = True, who: str = "", lenient: bool = False
+    ) -> None:
         self.path = Path(path) if path else None
         self.writable = writable
         self.who = who
+        self.lenient = lenient
         self.notice = ""
         self.entries: Dict[str, Entry] = self._load()
 
@@ -158,17 +162,25 @@ class Record:
     def _write(self) -> None:
         if self.path is None or not self.writable:
             return
+        try:
+            self._replace(self.path)
+        except OSError as error:
+            if not self.lenient:
+                raise
+            self.notice = f"The record {self.path} cannot be written ({error.strerror or error}); it goes on without."
+
+    def _replace(self, path: Path) -> None:
         body = {"format": FORMAT, "models": {uid: asdict(entry) for uid, entry in sorted(self.entries.items())}}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         # Private to the owner: environment variables and options of a model may hold secrets.
-        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
                 json.dump(body, file, indent=1, default=str)
                 file.write("\n")
                 file.flush()
                 os.fsync(file.fileno())
-            Path(name).replace(self.path)
+            Path(name).replace(path)
         except BaseException:
             Path(name).unlink()
             raise

@@ -194,6 +194,12 @@ def test_a_server_that_is_gone_ends_the_search_and_the_record_keeps_what_was_beg
     assert (left.ready, left.fingerprint, left.previous) == (False, changed.fingerprint(), spec().payload())
 
 
+def test_a_server_with_nothing_behind_its_api_ends_the_search():
+    server, record = scripted("1.8.1", bce="[Errno 111] Connection refused"), Record(None)
+    (outcome,) = do(server, falling(), record=record).values()
+    assert outcome.diagnosis.name == "half-dead" and len(outcome.attempts) == 1 and not record.entries["m"].ready
+
+
 def test_a_refused_key_ends_the_search():
     server = scripted(bce="key")
     (outcome,) = do(server, falling()).values()
@@ -333,6 +339,14 @@ def test_going_back_in_vain_beside_interrupts_nobody():
     server.behaviour["bce"] = "still not"
     (outcome,) = do(server, falling(), record=record, how="beside").values()
     assert outcome.why == instead_of(record.entries["m"]).why == "still not"
+
+
+def test_an_alternative_that_somebody_altered_is_launched_anew_even_beside():
+    server, record = scripted(bce="no"), Record(None)
+    do(server, falling(), record=record)
+    server.live["m"]["model"]["replica"] = 7
+    (outcome,) = do(server, falling(), record=record, how="beside").values()
+    assert outcome.ok and outcome.choice == 1 and server.live["m"]["model"]["replica"] == 1
 
 
 def test_a_better_alternative_is_proven_beside_a_worse_one():

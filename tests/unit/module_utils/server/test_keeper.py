@@ -506,6 +506,17 @@ def test_what_fails_because_the_server_ended_is_no_fault_of_the_model(served):
     assert served.told("a")["failures"] == 0 and served.launched() == [["a", "b"]] * 2
 
 
+def test_what_cannot_be_settled_is_not_done_again_and_again(served):
+    served.server.put("a", name="other")
+    served.go(6)
+    for _turn in range(40):
+        if served.keeper.job is not None:
+            served.finish(action="relaunch")
+            served.server.put("a", name="other")  # whatever is done, the server shows something else
+        served.go(30)
+    assert 4 <= len(served.jobs) <= 12 and served.told("a")["failures"] >= 4
+
+
 # -- others
 
 

@@ -336,6 +336,7 @@ def test_a_first_choice_that_still_cannot_run_interrupts_nobody():
     step = one([falling()], small(), alternative(), hindered={"m": "vLLM is not there"})
     assert step.action == "keep" and step.reason.endswith("the first choice still cannot run: vLLM is not there")
     assert one([falling()], {}, alternative(), hindered={"m": "vLLM is not there"}).action == "launch"
+    assert one([falling()], small(replica=9), alternative(), hindered={"m": "vLLM is not there"}).action == "relaunch"
     asked = one([falling()], small(), alternative(), relaunch=["m"], hindered={"m": "x"})
     assert (asked.action, numbers(asked)) == ("relaunch", [0, 1, 2])
     asked = one([falling()], small(), alternative(), relaunch=["m"], first_choice=False)

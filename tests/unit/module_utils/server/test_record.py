@@ -199,6 +199,20 @@ def test_a_failed_write_keeps_the_old_record(path, monkeypatch):
     assert [one.name for one in path.parent.iterdir()] == ["launched.json"]
 
 
+def test_the_keeper_goes_on_in_memory_where_nothing_can_be_written(path, monkeypatch):
+    Record(path).settle(SPEC, READY)
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tempfile.mkstemp", full)
+    record = Record(path, lenient=True)
+    record.forget("m")
+    record.begin(SPEC)
+    assert record.entries["m"].ready is False and "No space left on device" in record.notice
+    assert Record(path).entries["m"].ready is True
+
+
 def test_entries_of_older_releases_lack_newer_facts():
     assert Entry("sha256:0", {}).ready is False
     assert Entry("sha256:0", {}).shown == {}
