@@ -134,6 +134,8 @@ class Book:
         instead = entry.instead if entry else None
         model.variant = short(f"{instead.words}: {instead.why}") if instead else ""
         if one.state == "ready":
+            if one.kind == ALTERED and before != ALTERED and not (others or ours):
+                self.fell(one.uid, one.text, self.ready_at.get(one.uid))
             self._serves(model, one, entry)
             return
         served = self.ready_at.pop(one.uid, None)
