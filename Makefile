@@ -51,7 +51,7 @@ lint: test-tools ## Check style, types, YAML, roles (production profile) and the
 	MYPYPATH=$(COLLECTIONS) mypy --cache-dir build/mypy/plugins -p ansible_collections.airgap.xinference.plugins
 	MYPYPATH=$(COLLECTIONS):tests/unit/module_utils/server mypy --cache-dir build/mypy/unit tests/unit
 	MYPYPATH=$(COLLECTIONS):tests/integration:tests/bench:tests mypy --cache-dir build/mypy/integration \
-	  tests/integration tests/bench tests/fixtures tests/testbed
+	  tests/integration tests/bench tests/faults tests/fixtures tests/testbed
 	MYPYPATH=$(COLLECTIONS):tests/integration:tests:molecule mypy --cache-dir build/mypy/molecule molecule
 	yamllint --strict .
 	ansible-lint --strict
@@ -72,9 +72,26 @@ MOLECULE_ARGS ?=
 molecule: test-tools ## Run playbooks on air-gapped hosts with real engines (SCENARIO=site, site-1-8, native, preflight)
 	MOLECULE_GLOB='molecule/*/molecule.yml' molecule test $(if $(SCENARIO),--scenario-name $(SCENARIO),--all) $(MOLECULE_ARGS)
 
-.PHONY: bench
+.PHONY: bench bench-plan bench-ship
+bench-plan: test-tools ## Measure planning for a bundle of 300 GB and 40,000 files, into build/bench/plan.json
+	PYTHONPATH=$(COLLECTIONS) python tests/bench/plan.py
+
+bench-ship: test-tools ## Measure shipping beside ssh, rsync and copy (2 GiB each), into build/bench/ship.json
+	PYTHONPATH=$(COLLECTIONS) python tests/bench/ship.py
+
+.PHONY: bench-fanout bench-peers
+bench-fanout: test-tools ## Measure shipping to 1, 2, 4 and 8 hosts over a slow link, into build/bench/fanout.json (root)
+	PYTHONPATH=$(COLLECTIONS) python tests/bench/fanout.py
+
+bench-peers: test-tools ## Measure ways to pass blobs from host to host, into build/bench/peer_ways.json (root)
+	PYTHONPATH=$(COLLECTIONS) python tests/bench/peer_ways.py
+
 bench: test-tools ## Measure convergence on a real server, into build/bench/converge.json
 	PYTHONPATH=$(COLLECTIONS) python tests/bench/converge.py
+
+.PHONY: ship-faults
+ship-faults: test-tools ## Try what goes wrong while shipping, at random moments, into build/bench/ship-faults.json
+	PYTHONPATH=$(COLLECTIONS) python tests/faults/shipping.py
 
 # --- demo -------------------------------------------------------------------------------------------------------------
 
@@ -105,7 +122,7 @@ demo-fleet: test-tools $(WEIGHTS) ## Serve two air-gapped hosts with Docker and 
 	@$(FLEET_PLAYBOOK) playbooks/bundle.yml
 	@$(FLEET_PLAYBOOK) playbooks/site.yml
 	@$(FLEET_PLAYBOOK) playbooks/status.yml
-	@echo "To go on with them: $(FLEET_PLAYBOOK) playbooks/..."
+	@echo "To go on with them: . $(VENV)/bin/activate; $(FLEET_PLAYBOOK) playbooks/..."
 
 demo-fleet-stop: controller ## Remove the hosts of make demo-fleet
 	@tests/testbed/testbed down --directory $(FLEET)/hosts fleet

@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import time
+from importlib.util import find_spec
 from typing import Any
 
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure, AnsibleError
 from ansible.module_utils.common.text.formatters import human_to_bytes
 from ansible.plugins.action import ActionBase
-from ansible.utils.display import Display
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import Artifact, Bundle, BundleError
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.manifest import WHEELS_PYTHON
 from ansible_collections.airgap.xinference.plugins.plugin_utils.bundles import (
@@ -35,9 +35,8 @@ from ansible_collections.airgap.xinference.plugins.plugin_utils.readiness import
     wanted_gpus,
 )
 from ansible_collections.airgap.xinference.plugins.plugin_utils.readiness_system import skew
+from ansible_collections.airgap.xinference.plugins.plugin_utils.screen import Screen, screen
 from ansible_collections.airgap.xinference.plugins.plugin_utils.variables import judge_variables
-
-display = Display()
 
 ARGUMENTS = {
     "bundle": {"type": "str", "required": True},
@@ -82,8 +81,9 @@ class ActionModule(ActionBase):
         needs = Needs(
             **{field: options[field] for field in (*fields, *limits)}, min_memory=human_to_bytes(options["min_memory"])
         )
-        bundle, artifacts, findings = self._look_at_bundle(options, host)
-        findings += judge_variables(task_vars) + judge_access(needs) + judge_models(needs, bundle)
+        with screen(host, self._task._uuid, task_vars) as say:
+            bundle, artifacts, findings = self._look_at_bundle(options, say)
+        findings += _controller(needs) + judge_variables(task_vars) + judge_access(needs) + judge_models(needs, bundle)
         facts = self._look_at_host(options, needs, artifacts, task_vars)
         findings += judge_host(needs, facts, bundle, artifacts) if "place" in facts else [_unusable(facts)]
         problems = [finding for finding in findings if finding.severity == PROBLEM]
@@ -94,7 +94,7 @@ class ActionModule(ActionBase):
         return result
 
     def _look_at_bundle(
-        self, options: dict[str, Any], host: str
+        self, options: dict[str, Any], say: Screen
     ) -> tuple[Bundle | None, list[Artifact], list[Finding]]:
         """Open and verify the part of the bundle this host needs."""
         cure = "build the bundle again with this inventory (playbooks/bundle.yml)"
@@ -103,9 +103,7 @@ class ActionModule(ActionBase):
             entries = [entry for entry in options["models"] if isinstance(entry, dict)]
             images = ([options["image"]] if options["image"] else []) + options["images"]
             chosen = select(bundle, entries, options["backend"], images, options["tools"], options["engines"])
-            damaged, _read = verified(
-                bundle, chosen.artifacts, options["cache_dir"], lambda line: display.display(f"{host}: {line}")
-            )
+            damaged, _read = verified(bundle, chosen.artifacts, options["cache_dir"], say)
         except BundleError as error:
             problems = error.problems or [error.summary]
             path = bundle_path(options["bundle"])
@@ -145,6 +143,14 @@ class ActionModule(ActionBase):
         if "clock" in facts:
             facts["clock_skew"] = skew(float(facts["clock"]), before, time.time())
         return facts
+
+
+def _controller(needs: Needs) -> list[Finding]:
+    """What a backend needs where Ansible runs; nothing but the import tells whether it is there."""
+    if needs.backend != "docker" or find_spec("ansible_collections.community.docker") is not None:
+        return []
+    cure = "pip install -r requirements/docker.txt there, or ansible-galaxy collection install community.docker"
+    return [Finding("controller", "the collection community.docker on the controller", "it is not there", cure)]
 
 
 def _unusable(facts: dict[str, Any]) -> Finding:

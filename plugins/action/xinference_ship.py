@@ -6,14 +6,17 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Callable
+from pathlib import Path
+from typing import Any
 
 from ansible import constants as C
+from ansible import context
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
-from ansible.utils.display import Display
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.keep import packed
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import Artifact, Bundle, BundleError
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.manifest import IMAGES
+from ansible_collections.airgap.xinference.plugins.module_utils.host.system_facts import aes
 from ansible_collections.airgap.xinference.plugins.plugin_utils.bundles import (
     ALWAYS,
     LIBRARIES,
@@ -21,7 +24,12 @@ from ansible_collections.airgap.xinference.plugins.plugin_utils.bundles import (
     select,
     verified,
 )
+from ansible_collections.airgap.xinference.plugins.plugin_utils.fanout import Source
+from ansible_collections.airgap.xinference.plugins.plugin_utils.fleet import Fleet, refusal_text, refusals
+from ansible_collections.airgap.xinference.plugins.plugin_utils.host_process import Launcher
 from ansible_collections.airgap.xinference.plugins.plugin_utils.images import Images, bare, load, with_layers
+from ansible_collections.airgap.xinference.plugins.plugin_utils.rereading import Reread, read_again, rows, told
+from ansible_collections.airgap.xinference.plugins.plugin_utils.screen import Screen, screen
 from ansible_collections.airgap.xinference.plugins.plugin_utils.shipping import (
     Answer,
     Shipment,
@@ -32,9 +40,13 @@ from ansible_collections.airgap.xinference.plugins.plugin_utils.shipping import 
     summary,
     together,
 )
-from ansible_collections.airgap.xinference.plugins.plugin_utils.transport import PutFile, Transport, choose
-
-display = Display()
+from ansible_collections.airgap.xinference.plugins.plugin_utils.transport import (
+    PutFile,
+    Session,
+    Stream,
+    Transport,
+    launchers,
+)
 
 ARGUMENTS = {
     "bundle": {"type": "str", "required": True},
@@ -46,7 +58,17 @@ ARGUMENTS = {
     "engines": {"type": "str", "choices": ["image", "bundle", "wheels", "index"], "default": "image"},
     "docker_host": {"type": "str"},
     "cache_dir": {"type": "str"},
+    "wait": {"type": "int", "default": 120},
+    "streams": {"type": "int", "default": 1},
+    "rate_limit": {"type": "bytes"},
+    "defer": {"type": "bool", "default": False},
+    "together": {"type": "list", "elements": "str", "default": []},
+    "deep": {"type": "bool", "default": False},
+    "deep_bundle": {"type": "bool", "default": False},
 }
+
+SMALL_MANIFEST = 64 * 1024
+"""Bytes; a larger manifest, of some hundred files, is sent as a blob when the host turns out to lack it."""
 
 
 class ActionModule(ActionBase):
@@ -63,9 +85,6 @@ class ActionModule(ActionBase):
         _validation, options = self.validate_argument_spec(argument_spec=ARGUMENTS)
         host = task_vars.get("inventory_hostname", "host")
 
-        def say(line: str) -> None:
-            display.display(f"{host}: {line}" if not line.startswith(host) else line)
-
         try:
             bundle = Bundle.open(bundle_path(options["bundle"]))
             wishes = (options[name] for name in ("models", "backend", "images", "tools", "engines"))
@@ -75,8 +94,10 @@ class ActionModule(ActionBase):
                     f"The bundle {bundle.root} does not have what {host} needs: {', '.join(chosen.absent)}. "
                     "Build it with the same inventory (playbooks/bundle.yml)."
                 )
-            job = _Job(self, bundle, chosen.artifacts, options, host, task_vars, say)
-            result.update(job.rehearse() if self._task.check_mode else job.do())
+            with screen(host, self._task._uuid, task_vars) as say:
+                job = _Job(self, bundle, chosen.artifacts, options, host, task_vars, say)
+                result.update(job.rehearse() if self._task.check_mode else job.do_or_wait())
+                say.count({"sent_bytes": 0} if result.get("waiting") else result)
         except (BundleError, ShippingError, OSError) as error:
             raise AnsibleActionFail(f"{host}: {error}", result=getattr(error, "details", {})) from error
         return result
@@ -88,13 +109,18 @@ class ActionModule(ActionBase):
             raise ShippingError(str(answer.get("msg") or answer.get("module_stdout") or answer))
         return answer
 
-    def transports(self, bundle: Bundle, receive: dict[str, Any], owner: int | None) -> list[Transport]:
-        """The ways to the host, best first."""
-        if owner is not None:
-            self._refuse_closed_area(receive["path"])
-        best = choose(self._connection, bundle, receive, C.DEFAULT_LOCAL_TMP)
-        plain = PutFile(self._connection, bundle, receive["path"], C.DEFAULT_LOCAL_TMP)
-        return [best] if isinstance(best, PutFile) else [best, plain]
+    def launchers(self, aes_there: bool) -> list[Launcher]:
+        """The ways to run a process on the host as the user who owns the store, best first."""
+        become = self._connection.become
+        users = self.get_become_option("become_user"), self._get_remote_user()
+        if become is not None and users[0] == users[1] and any(users) and not C.BECOME_ALLOW_SAME_USER:
+            become = None
+        return launchers(self._connection, become, aes_there and aes())
+
+    def interpreter(self, task_vars: dict[str, Any]) -> str:
+        """The Python that modules run with on the host; known once one of them ran."""
+        facts = task_vars.get("ansible_facts", {})
+        return (self._used_interpreter or "").lstrip("#!") or facts.get("discovered_interpreter_python", "python3")
 
     def uploader(self) -> int | None:
         """The numeric user that uploads when the store belongs to another one (become), else None."""
@@ -106,7 +132,7 @@ class ActionModule(ActionBase):
             raise ShippingError(f"cannot tell who uploads: `id -u` said {answer.get('stdout', '')!r}")
         return int(lines[-1])
 
-    def _refuse_closed_area(self, path: str) -> None:
+    def refuse_closed_area(self, path: str) -> None:
         """The uploading user must be able to reach the receiving area inside a root directory that is not its own."""
         quoted = self._connection._shell.quote(path)
         if self._low_level_execute_command(f"test -w {quoted}", sudoable=False).get("rc"):
@@ -114,6 +140,14 @@ class ActionModule(ActionBase):
                 f"The user who logs in cannot write to {path}, which was made for it: a directory above is closed. "
                 "Allow passing through (chmod o+x) on each directory above, or log in as the user you become."
             )
+
+
+class _Waiting(Exception):
+    """Something has to be sent, and is not to be sent yet; `answer` is what the host said."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__()
+        self.answer = answer
 
 
 class _Job:
@@ -130,27 +164,33 @@ class _Job:
         options: dict[str, Any],
         host: str,
         task_vars: dict[str, Any],
-        say: Callable[[str], None],
+        say: Screen,
     ) -> None:
         self.action, self.bundle, self.artifacts, self.options = action, bundle, artifacts, options
         self.host, self.task_vars, self.say = host, task_vars, say
         self.began = time.monotonic()
         self.read = 0
         self.owner: int | None = None
+        self.parts: list[Artifact] = []
+        self.told: set[str] = set()
+        self.transports: list[Transport] = []
         self.images = [artifact for artifact in artifacts if artifact.kind == IMAGES]
+        forks = int(context.CLIARGS.get("forks") or C.DEFAULT_FORKS)
+        self.fleet = Fleet(host, options["together"], forks)
+        say.expect(self.fleet.waiting)
+        self.reread: Reread | None = None
 
     def rehearse(self) -> dict[str, Any]:
         """Ask what is missing. An image the host cannot ask its engine for yet counts with all its layers."""
         parts = [bare(artifact) for artifact in self.artifacts]
         self._verify(self.artifacts)
+        self._read_again(parts)
         answer = self._ask_store(parts)
-        libraries = [part for part in parts if (part.kind, part.name) == LIBRARIES]
-        known = [image for image in self.images if not missing_blobs([*libraries, bare(image)], answer)]
-        images = load(known, self._ask_engine, lambda _missing: None, self.say, True) if known else Images()
-        for image in self.images:
-            if image not in known:
-                images.changed = True
-                images.missing.update({layer.digest: layer.size for layer in image.layers})
+        if self.reread:
+            made = [*answer["made"], *self.reread.made]
+            answer = {**answer, "missing": {**answer["missing"], **self.reread.missing}, "made": made}
+            answer["changed"] = answer["changed"] or bool(answer["missing"] or made)
+        images = self._ask_for_layers(parts, answer)
         parts = [with_layers(artifact, images.missing) for artifact in self.artifacts]
         answer = {**answer, "missing": {**answer["missing"], **images.missing}}
         return {
@@ -158,12 +198,43 @@ class _Job:
             "diff": describe(self.bundle, parts, answer, self.options["root"]),
             "artifacts": answer["artifacts"],
             "images": images.rows,
+            **self._deep(answer["made"]),
         }
+
+    def do_or_wait(self) -> dict[str, Any]:
+        """Ship, or say what is missing when that is not to be sent yet."""
+        try:
+            result = self.do()
+        except _Waiting as waiting:
+            return self._wait(waiting.answer)
+        if self.options["defer"]:
+            self.fleet.complete()
+        return {**result, "waiting": False}
+
+    def _wait(self, answer: Answer) -> dict[str, Any]:
+        """Note down what is missing for those who ship to several hosts at once."""
+        missing = missing_blobs(self.parts, answer)
+        if not any(part.layers for part in self.parts if part.kind == IMAGES):
+            missing.update(self._ask_for_layers(self.parts, answer).missing)
+        # What was done for it so far belongs to the result of the task that goes on.
+        counted = {"sent_bytes": answer["given_bytes"], "hashed_bytes": answer["hashed_bytes"] + self.read}
+        counted["blobs"] = answer["blobs"]
+        self.fleet.wait(missing, {layer.digest for image in self.images for layer in image.layers}, counted)
+        numbers = self._numbers(False, answer["given_bytes"], answer["hashed_bytes"], answer["blobs"])
+        numbers["skipped_bytes"] = max(0, numbers["skipped_bytes"] - sum(missing.values()))
+        return {**numbers, "waiting": True, "artifacts": {}}
 
     def do(self) -> dict[str, Any]:
         """Ship, and return what was sent."""
-        self.owner = self.action.uploader()
-        shipments = [self._ship([bare(artifact) for artifact in self.artifacts])]
+        parts = [bare(artifact) for artifact in self.artifacts]
+        damaged = self._read_again(parts)
+        shipments = [self._ship(parts)]
+        for name, count in self.fleet.counted().items():
+            setattr(shipments[0], name, getattr(shipments[0], name) + count)
+        if damaged & {artifact.digest for artifact in self.artifacts}:
+            # What an artifact consists of was not known while its manifest was damaged.
+            self._read_again(parts)
+            shipments.append(self._ship(parts))
         images = Images()
 
         def send(missing: dict[str, dict[str, int]]) -> None:
@@ -175,30 +246,124 @@ class _Job:
         result = {
             **self._numbers(total.changed or images.changed, total.sent_bytes, total.hashed_bytes, total.blobs),
             "transports": total.transports,
+            "from_peers_bytes": total.from_peers_bytes,
+            "peers": total.peers,
+            "refused": refusals(total.refused),
             "artifacts": total.answer["artifacts"],
             "images": images.rows,
             "msg": summary(total, self._size(), time.monotonic() - self.began - images.seconds),
+            **self._deep([path for shipment in shipments for path in shipment.answer["made"]]),
         }
-        if total.changed:
+        if self.reread:
+            result["changed"] = result["changed"] or bool(self.reread.made)
+            result["msg"] = "; ".join([told(self.reread, self.artifacts, True), *([result["msg"]] * total.changed)])
+        if total.changed or self.reread:
             self.say(result["msg"])
+        result["skipped_bytes"] = max(0, result["skipped_bytes"] - total.from_peers_bytes)
+        if total.refused:
+            self._tell(refusal_text(total.refused))
         if self.action._task.diff:
             result["diff"] = describe(self.bundle, self.artifacts, total.first, self.options["root"])
         return result
 
     def _ship(self, parts: list[Artifact]) -> Shipment:
         """Bring these parts of the artifacts into the store of the host."""
+        self.parts = parts
         self._verify(parts)
         return ship(
             parts,
             lambda: self._ask_store(parts),
-            lambda answer: self.action.transports(self.bundle, answer["receive"], self.owner),
+            self._connect,
             self.host,
             self.say,
         )
 
+    def _read_again(self, parts: list[Artifact]) -> set[str]:
+        """Have the host read all it has of these parts again, if that was asked for; what was damaged."""
+        if not self.options["deep"]:
+            return set()
+        self.say.doing("verifying what is there")
+        found = read_again(
+            lambda after, seconds: self._ask_store(parts, deep=True, deep_after=after, deep_seconds=seconds),
+            self.host,
+            self.say,
+        )
+        self.reread = self.reread or Reread()
+        self.reread.add(found)
+        return set(found.damaged)
+
+    def _deep(self, made: list[str]) -> dict[str, Any]:
+        """What is told about the deep verification; nothing without one."""
+        if self.reread is None:
+            return {}
+        return {
+            "deep": {
+                "files": self.reread.files,
+                "read_bytes": self.reread.read_bytes,
+                "seconds": round(self.reread.seconds, 2),
+                "damaged": rows(self.reread, self.artifacts),
+                "made": list(dict.fromkeys([*self.reread.made, *made])),
+            }
+        }
+
+    def _ask_for_layers(self, parts: list[Artifact], answer: Answer) -> Images:
+        """What the engine lacks. An image the host cannot ask its engine for yet counts with all its layers."""
+        libraries = [part for part in parts if (part.kind, part.name) == LIBRARIES]
+        known = [image for image in self.images if not missing_blobs([*libraries, bare(image)], answer)]
+        images = load(known, self._ask_engine, lambda _missing: None, self.say, True) if known else Images()
+        for image in self.images:
+            if image not in known:
+                images.changed = True
+                images.missing.update({layer.digest: layer.size for layer in image.layers})
+        return images
+
+    def _connect(self, answer: Answer) -> list[Transport]:
+        """The transports to this host; one that was found to be of no use stays away."""
+        if self.options["defer"]:
+            raise _Waiting(answer)
+        if not self.transports:
+            sources: dict[str, list[Source]] = self.fleet.sources()
+            connection, receive = self.action._connection, answer["receive"]
+            ways = self.action.launchers(receive["aes"])
+            if ways:
+                session = Session(
+                    self.options["root"],
+                    self.options["wait"],
+                    self.options["streams"],
+                    self.options["rate_limit"],
+                    self.fleet.credential() if sources else None,
+                )
+                interpreter = self.action.interpreter(self.task_vars)
+                stream = Stream(ways, interpreter, self.bundle, session, self._tell, self._names(), sources)
+                self.transports.append(stream)
+            elif connection.become is not None and connection.become.require_tty:
+                self._tell(f"the become method {connection.become.name} needs a terminal; sending with put_file")
+            path, temporary = receive["path"], C.DEFAULT_LOCAL_TMP
+            self.transports.append(PutFile(connection, self.bundle, path, temporary, lambda: self._hand_over(path)))
+        return self.transports
+
+    def _hand_over(self, path: str) -> None:
+        """Give the receiving area to the user who logs in, when that is another one than the owner of the store."""
+        self.owner = self.action.uploader()
+        if self.owner is not None:
+            self._ask_store(self.parts)
+            self.action.refuse_closed_area(path)
+
+    def _tell(self, line: str) -> None:
+        self.say(f"{self.host}: {line}")
+
+    def _names(self) -> dict[str, str]:
+        """What people call the blobs of files."""
+        return {file.digest: f"{artifact.name}/{file.path}" for artifact in self.artifacts for file in artifact.files}
+
     def _verify(self, parts: list[Artifact]) -> None:
         """Refuse to send what is damaged in the bundle."""
-        damaged, read = verified(self.bundle, parts, self.options["cache_dir"], self.say)
+        # What repairs a host is read again here first, and everything where that was asked for.
+        doubted = set(self.reread.damaged) if self.reread else set()
+        if self.options["deep_bundle"]:
+            doubted |= {blob.digest for part in parts for blob in part.blobs}
+        run = Path(C.DEFAULT_LOCAL_TMP, "xinference-read-again")
+        damaged, read = verified(self.bundle, parts, self.options["cache_dir"], self.say, doubted, run)
         self.read += read
         if damaged:
             raise BundleError(
@@ -206,14 +371,28 @@ class _Job:
                 [str(blob) for blob in damaged],
             )
 
-    def _ask_store(self, parts: list[Artifact]) -> Answer:
+    def _ask_store(self, parts: list[Artifact], **more: Any) -> Answer:
         wanted = [
-            {**_named(part), "kind": part.kind, "layers": [layer.digest for layer in part.layers]} for part in parts
+            {
+                **_named(part),
+                "kind": part.kind,
+                "layers": [layer.digest for layer in part.layers],
+                "manifest": self._manifest(part),
+            }
+            for part in parts
         ]
-        arguments = {"root": self.options["root"], "artifacts": wanted, "owner": self.owner}
+        self.told |= {part.digest for part in parts}
+        arguments = {"root": self.options["root"], "artifacts": wanted, "owner": self.owner, **more}
         return self.action.ask("xinference_store", arguments, self.task_vars)
 
+    def _manifest(self, part: Artifact) -> str | None:
+        """A manifest that goes with the first question about it, because it is small."""
+        if part.digest in self.told or _named(part)["size"] > SMALL_MANIFEST:
+            return None
+        return packed(self.bundle.blob_path(part.digest).read_bytes())
+
     def _ask_engine(self, images: list[Artifact], complete: set[str]) -> Answer:
+        self.say.doing("images to the engine")
         wanted = [{**_named(image), "complete": image.name in complete} for image in images]
         arguments = {"root": self.options["root"], "images": wanted, "docker_host": self.options["docker_host"]}
         return self.action.ask("xinference_image", arguments, self.task_vars)
@@ -222,14 +401,24 @@ class _Job:
         return sum(Bundle(self.bundle.root, self.artifacts).blobs.values())
 
     def _numbers(self, changed: bool, sent: int, hashed: int, blobs: int) -> dict[str, Any]:
+        seconds = time.monotonic() - self.began
         return {
             "changed": changed,
             "sent_bytes": sent,
-            "hashed_bytes": hashed + self.read,
+            "hashed_bytes": hashed + self.read + (self.reread.hashed_bytes if self.reread else 0),
             "skipped_bytes": max(0, self._size() - sent),
+            "deduplicated_bytes": deduplicated(self.artifacts),
             "blobs": blobs,
-            "seconds": round(time.monotonic() - self.began, 2),
+            "seconds": round(seconds, 2),
+            "rate": round(sent / seconds) if seconds > 0 else 0,
         }
+
+
+def deduplicated(artifacts: list[Artifact]) -> int:
+    """Bytes of files and layers that occur more than once, be it in one artifact or in several, and travel once."""
+    once = {file.digest: file.size for artifact in artifacts for file in artifact.files}
+    once |= {layer.digest: layer.size for artifact in artifacts for layer in artifact.layers}
+    return sum(artifact.size for artifact in artifacts) - sum(once.values())
 
 
 def _named(artifact: Artifact) -> dict[str, Any]:

@@ -98,6 +98,11 @@ listeners:
   type: list
   elements: dict
   sample: [{address: 127.0.0.1, ours: false, pid: 4711, program: nginx, user: root}]
+address_problem:
+  description: Why nothing can listen on O(address) of the host; empty when something can.
+  returned: success
+  type: str
+  sample: "10.1.2.3: Cannot assign requested address"
 gpus:
   description: The GPUs, and why there is no list of them; null when not asked for.
   returned: success
@@ -163,6 +168,7 @@ def main() -> None:
         place=facts.place(options["root"]),
         contents=facts.contents(options["root"]),
         listeners=ports.listeners(options["port"], options["address"], options["root"]) if options["port"] else [],
+        address_problem=ports.cannot_listen(options["address"]),
         gpus=facts.gpus() if options["gpus"] else None,
         memory=system_facts.memory(),
         clock=system_facts.clock(),

@@ -148,6 +148,7 @@ msg:
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible_collections.airgap.xinference.plugins.module_utils._ansible import failing
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.engine import DOCKER_ERROR, Engine, EngineError
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.loaded import LoadedImage, note_loaded
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.loading import (
     Carried,
     Loaded,
@@ -204,6 +205,9 @@ def _run(store: Store, engine: Engine, wanted: list) -> dict:
             loaded = Loaded(plan.action, plan.known.id if plan.known else "", 0, 0.0)
         else:
             loaded = carry_out(engine, store, image, plan)
+            if loaded.action == "load" and loaded.id:
+                # Only what is noted here is ever removed from the engine again.
+                note_loaded(store.state, _noted(image, loaded))
         if loaded.id:
             there.append(image)
         rows.append(_row(image, plan, loaded))
@@ -220,6 +224,11 @@ def _run(store: Store, engine: Engine, wanted: list) -> dict:
         "msg": "; ".join(lines),
         "diff": {"before": "".join(before), "after": "".join(after)},
     }
+
+
+def _noted(image: Carried, loaded: Loaded) -> LoadedImage:
+    layers = {layer.digest: layer.size for layer in image.layers}
+    return LoadedImage(image.reference, loaded.id, image.config.digest, image.manifest.digest, layers)
 
 
 def _row(image: Carried, plan: Plan, loaded: Loaded) -> dict:

@@ -317,6 +317,7 @@ directory:
 
 import contextlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any, Dict, List, Mapping
 
@@ -409,7 +410,7 @@ def main() -> None:
     result: Dict[str, Any] = {}
     # Two plays on one host: the second waits.
     alone = contextlib.nullcontext() if module.check_mode else locked(root)
-    with failing(module, OSError, ValueError, DockerError, OtherBackend, ServiceError), alone:
+    with failing(module, OSError, ValueError, DockerError, OtherBackend, ServiceError, release.ReleaseError), alone:
         if module.params["service"]:
             files = native(module, root)
             result["definition"] = definition.digest(files)
@@ -420,8 +421,10 @@ def main() -> None:
         before = release.read(root / "current")
         changed = wanted != previous or not release.whole(root, files)
         if changed and not module.check_mode:
-            refuse_other(root, "native" if module.params["service"] else "docker")
+            refuse_other(root, "native" if module.params["service"] else "docker", module.params["docker_host"])
             release.make(root, files)
+            if module.params["container"]:
+                check_project(module, root, wanted, result["compose_plugin"])
             release.switch(root, wanted)
     result["keeper"] = module.params["keeper"] is not None
     result.update(release=wanted, previous=previous, directory=str(root / release.RELEASES / wanted))
@@ -477,11 +480,24 @@ def container(module: AnsibleModule, root: Path) -> Dict[str, release.Entry]:
         gpu_driver(info) if wanted["gpus"] else "nvidia",
         docker_release.keeper_user(root, info) if module.params["keeper"] is not None else ("", ""),
     )
+    docker_release.refuse_strangers(docker, root, wanted["project"])
+    docker_release.refuse_faults(server, secrets, not module.check_mode)
     if not module.check_mode:
         for directory in compose.directories(server):
             Path(directory).mkdir(parents=True, exist_ok=True)
     keeper = keeper_files(module, compose.inner_endpoint(server))
     return docker_release.files(server, secrets, module.params["models"], artifacts, keeper)
+
+
+def check_project(module: AnsibleModule, root: Path, wanted: str, plugin: Mapping[str, str]) -> None:
+    """Raise ContainerError, and leave no trace, when Compose does not take the release that was written."""
+    directory = root / release.RELEASES / wanted
+    try:
+        docker_release.refuse_project(Docker(module.params["docker_host"]), directory, plugin.get("path", ""))
+    except docker_release.ContainerError:
+        if release.current(root) != wanted:
+            shutil.rmtree(directory)
+        raise
 
 
 def gpus_of(wanted: List[Any]) -> List[Given]:

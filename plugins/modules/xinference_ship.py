@@ -14,9 +14,14 @@ author:
 description:
   - Sends the blobs the host lacks, over whatever connection Ansible has to it, and has the host verify them by SHA-256
     before they get their names. What the host has already is neither sent nor read, on either side.
-  - Uses rsync through the connection's own SSH where both sides have it, otherwise the connection plugin, with small
-    files sent together.
-  - A run that was cut goes on where it stopped when it is run again.
+  - Over SSH and on the controller itself the blobs go in one stream to a process that runs on the host, as the user
+    Ansible becomes, for as long as it is sent something. It needs Python 3.8 there and nothing else. It verifies blobs
+    while they arrive, so that nothing is read again. Any other connection, and a become method that needs a terminal,
+    gets files by the connection plugin, small ones together.
+  - The stream has an SSH connection of its own, which does not compress and, where both processors compute AES, prefers
+    ciphers made of it among those that the configuration of SSH allows. A connection that needs a password is shared.
+  - A run that was cut goes on at the last byte that arrived when it is run again.
+  - One controller at a time ships to a host; see O(wait).
   - The bundle is verified on the controller first, once for all hosts. A damaged blob is refused and named.
   - With the backend V(docker) the engine of the host is asked what it has of the images, by
     M(airgap.xinference.xinference_image). Of an image it has nothing is sent; of another one only the layers it lacks,
@@ -80,6 +85,56 @@ options:
     description:
       - Address of the engine, as seen from the host. By default what E(DOCKER_HOST) says there, else its socket.
     type: str
+  wait:
+    description:
+      - Seconds to wait while another controller is shipping to the host. Then the task fails and says who that is, and
+        since when.
+      - A controller that was killed or cut off is noticed within about a minute.
+    type: int
+    default: 120
+  streams:
+    description:
+      - SSH connections that are opened to the host side by side, where one of them does not fill the link. Large blobs
+        are spread over them.
+      - Without effect on the controller itself and for connections that need a password.
+    type: int
+    default: 1
+  rate_limit:
+    description:
+      - Bytes a second to send to this host at most, all its streams together, such as V(50M). Hosts that are shipped to
+        at the same time have this much each.
+      - Not kept by the connection plugin, where no stream can be had.
+    type: str
+  together:
+    description:
+      - Inventory names of hosts that are shipped to at the same time, this one among them, in the order in which they
+        are. What one of them has, or is getting, the others take from it instead of the controller, as far as
+        M(airgap.xinference.xinference_peer) runs there and each of them was asked with O(defer) what it lacks.
+      - The role P(airgap.xinference.xinference_ship#role) does all three steps.
+    type: list
+    elements: str
+    default: []
+  defer:
+    description:
+      - Do all that can be done without sending anything. When something has to be sent, note down on the controller
+        what it is, for the task with O(together) that follows, and return RV(waiting).
+    type: bool
+    default: false
+  deep:
+    description:
+      - Has the host read everything again that it has of what it needs, from the disk and over all its processors,
+        whatever the stamps say. What is damaged is removed, named, and sent anew in the same run, and nothing else is.
+      - Directories that had a damaged file get the new one. A server that has the old file open keeps that until it is
+        started again.
+      - Images in the engine, and virtual environments, are not looked at. Neither is the bundle, except for what is
+        sent to repair the host; see O(deep_bundle).
+    type: bool
+    default: false
+  deep_bundle:
+    description:
+      - Reads what the hosts need of the bundle on the controller again, too, once for all hosts.
+    type: bool
+    default: false
   cache_dir:
     description:
       - The directory on the controller for the stamps that make a second verification of the bundle needless.
@@ -112,12 +167,41 @@ EXAMPLES = r"""
 
 RETURN = r"""
 sent_bytes:
-  description: Bytes of blobs that were sent.
+  description: Bytes of blobs that left the controller.
   returned: success
   type: int
   sample: 93323264
+from_peers_bytes:
+  description: Bytes of blobs that came from other hosts.
+  returned: success, and not in check mode
+  type: int
+  sample: 0
+peers:
+  description: The hosts that gave this one blobs.
+  returned: success, and not in check mode
+  type: list
+  elements: str
+  sample: []
+refused:
+  description:
+    - Why blobs came from the controller although other hosts were to give them. C(why) names the hosts, also one that
+      gave wrong bytes; C(blobs) is how many there were.
+  returned: success, and not in check mode
+  type: list
+  elements: dict
+  sample: []
+waiting:
+  description: Whether something has to be sent that was not sent because of O(defer).
+  returned: success, and not in check mode
+  type: bool
+  sample: false
 skipped_bytes:
   description: Bytes of wanted blobs that were there already.
+  returned: success
+  type: int
+  sample: 0
+deduplicated_bytes:
+  description: Bytes of files and layers that occur more than once in what the host needs, and travel once.
   returned: success
   type: int
   sample: 0
@@ -136,12 +220,39 @@ seconds:
   returned: success
   type: float
   sample: 1.9
+rate:
+  description: Bytes sent a second, over the whole duration.
+  returned: success
+  type: int
+  sample: 49117507
 transports:
-  description: How the blobs were sent, C(rsync), C(put_file), or both when the first one failed.
+  description: How the blobs were sent, C(stream), C(put_file), or both when the first one failed.
   returned: success, and not in check mode
   type: list
   elements: str
-  sample: [rsync]
+  sample: [stream]
+deep:
+  description: What the host read again. In check mode, what it found, and what would be done about it.
+  returned: with O(deep)
+  type: dict
+  contains:
+    files:
+      description: Files that were read.
+      type: int
+    read_bytes:
+      description: Bytes that were read.
+      type: int
+    seconds:
+      description: How long it took.
+      type: float
+    damaged:
+      description: What was damaged; its C(digest), the C(files) that it is, and C(why) it was removed.
+      type: list
+      elements: dict
+    made:
+      description: Directories that were made again, or got new files.
+      type: list
+      elements: str
 images:
   description: What was done about each image, as RV(airgap.xinference.xinference_image#module:images) says it.
   returned: success

@@ -17,7 +17,7 @@ description:
     once none is, makes the directories of models, wheels and tools out of them.
   - Usually called by M(airgap.xinference.xinference_ship), again and again until nothing is missing. Of use by itself
     where blobs come to the host on a disk, C(<root>/partial/<64 hex digits>).
-  - Blobs that a stamp (size, modification time, inode) vouches for are not read again.
+  - Blobs that a stamp (size, modification time, inode) vouches for are not read again, unless O(deep) is set.
 extends_documentation_fragment:
   - airgap.xinference.attributes
 attributes:
@@ -63,11 +63,32 @@ options:
         type: list
         elements: str
         default: []
+      manifest:
+        description:
+          - The manifest itself, compressed with zlib and written in base64, for hosts that may lack it.
+          - It is not secret. It is kept out of logs because it is long.
+        type: str
   owner:
     description:
-      - The numeric user that uploads, when it is not the one this module runs as.
+      - The numeric user that uploads with the connection plugin, when it is not the one this module runs as.
       - The receiving area is made to belong to it.
     type: int
+  deep:
+    description:
+      - Read everything that is wanted and there again, over all processors and from the disk itself, whatever the
+        stamps say. What is damaged is removed and named, and counts as missing.
+      - A directory that had a damaged file is made again as soon as the blob has come anew. A process that has the old
+        file open goes on with that until it opens it again.
+    type: bool
+    default: false
+  deep_seconds:
+    description: About how many seconds to read; the rest is for another call with O(deep_after). V(0) means all.
+    type: float
+    default: 0
+  deep_after:
+    description: RV(deep.after) of the call before.
+    type: str
+    default: ""
 """
 
 EXAMPLES = r"""
@@ -80,6 +101,12 @@ EXAMPLES = r"""
         digest: sha256:6a1e2b0f7c5d4e3f9a8b7c6d5e4f3a2b1c0d9e8f7a6b5c4d3e2f1a0b9c8d7e6f
         size: 4127
   register: kept
+
+- name: Read all of it again
+  airgap.xinference.xinference_store:
+    root: /opt/xinference
+    artifacts: "{{ artifacts }}"
+    deep: true
 """
 
 RETURN = r"""
@@ -114,11 +141,36 @@ hashed_bytes:
   returned: success
   type: int
   sample: 0
+given_bytes:
+  description: Bytes of manifests that came with the question and were lacking.
+  returned: success
+  type: int
+  sample: 0
 blobs:
   description: Blobs that were verified and taken in.
   returned: success
   type: int
   sample: 0
+deep:
+  description: What was read again.
+  returned: with O(deep)
+  type: dict
+  contains:
+    files:
+      description: Files read, those of the calls before included.
+      type: int
+    of_files:
+      description: Files there are to be read.
+      type: int
+    read_bytes:
+      description: Bytes read, those of the calls before included.
+      type: int
+    of_bytes:
+      description: Bytes there are to be read.
+      type: int
+    after:
+      description: What to give O(deep_after) to go on; empty at the end.
+      type: str
 receive:
   description: Where missing blobs are to be put, and what the host offers for it.
   returned: success
@@ -130,18 +182,18 @@ receive:
     free_bytes:
       description: Bytes that can still be written there.
       type: int
-    rsync:
-      description: The path of rsync on the host, empty when it has none.
-      type: str
+    aes:
+      description: Whether the processor of the host computes AES, so that ciphers made of it are the fastest ones.
+      type: bool
 """
-
-import shutil
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.airgap.xinference.plugins.module_utils._ansible import failing
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.deep import Deep
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.digest import free_bytes
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.keep import Wanted, keep
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.store import Store, StoreError
+from ansible_collections.airgap.xinference.plugins.module_utils.host.system_facts import aes
 
 
 def main() -> None:
@@ -152,20 +204,26 @@ def main() -> None:
         "digest": {"type": "str", "required": True},
         "size": {"type": "int", "required": True},
         "layers": {"type": "list", "elements": "str", "default": []},
+        "manifest": {"type": "str", "no_log": True},
     }
     module = AnsibleModule(
         argument_spec={
             "root": {"type": "path", "required": True},
             "artifacts": {"type": "list", "elements": "dict", "required": True, "options": artifact},
             "owner": {"type": "int"},
+            "deep": {"type": "bool", "default": False},
+            "deep_seconds": {"type": "float", "default": 0},
+            "deep_after": {"type": "str", "default": ""},
         },
         supports_check_mode=True,
     )
     with failing(module, StoreError, OSError):
         store = Store(module.params["root"], dry_run=module.check_mode)
         wanted = [Wanted(**{**entry, "layers": tuple(entry["layers"])}) for entry in module.params["artifacts"]]
-        answer = keep(store, wanted, module.params["owner"])
+        deep = Deep(module.params["deep_after"], module.params["deep_seconds"]) if module.params["deep"] else None
+        answer = keep(store, wanted, module.params["owner"], deep)
         module.exit_json(
+            **({"deep": answer.reread._asdict()} if answer.reread else {}),
             changed=answer.changed,
             missing=answer.missing,
             partial=answer.partial,
@@ -173,11 +231,12 @@ def main() -> None:
             made=answer.paths,
             artifacts=answer.artifacts,
             hashed_bytes=store.hashed_bytes,
+            given_bytes=answer.given_bytes,
             blobs=store.adopted,
             receive={
                 "path": str(store.partial),
                 "free_bytes": free_bytes(store.partial),
-                "rsync": shutil.which("rsync") or "",
+                "aes": aes(),
             },
         )
 

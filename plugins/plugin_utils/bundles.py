@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterable, Mapping, NamedTuple
 
 from ansible_collections.airgap.xinference.plugins.module_utils.alternatives import choices
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.deep import leave_cache
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.digest import Stamps
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import (
     Artifact,
@@ -105,23 +106,37 @@ def _image(reference: str) -> str:
 
 
 def verified(
-    bundle: Bundle, artifacts: list[Artifact], cache: str | None, say: Callable[[str], None]
+    bundle: Bundle,
+    artifacts: list[Artifact],
+    cache: str | None,
+    say: Callable[[str], None],
+    again: Iterable[str] = (),
+    run: Path | None = None,
 ) -> tuple[list[Damaged], int]:
     """Hash those blobs of `artifacts` that no stamp vouches for; what is damaged, and the bytes that were read.
 
     Ansible asks for every host in a process of its own. The first one holds a lock while it reads, the others wait and
-    find its stamps.
+    find its stamps. Blobs in `again` are read whatever their stamps say, but once for all hosts: `run` is a file of
+    this run that keeps which were.
     """
     place = _stamps_place(bundle, cache)
     part = Bundle(bundle.root, artifacts)
     with (place / "verify.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         stamps = Stamps(place / "stamps.json")
-        unknown = [size for digest, size in part.blobs.items() if stamps.vouches(bundle.blob_path(digest)) != digest]
+        read = set(run.read_text().split()) if run is not None and run.exists() else set()
+        doubted = {digest for digest in again if digest in part.blobs and digest not in read}
+        for digest in doubted:
+            stamps.forget(bundle.blob_path(digest))
+            leave_cache(bundle.blob_path(digest))
+        unknown = list(part.unvouched(stamps).values())
         if not unknown:
             return [], 0
         progress = Progress(f"verifying {bundle.root}", sum(unknown), say)
-        return verify(part, stamps, progress.add), stamps.hashed_bytes
+        damaged = verify(part, stamps, progress.add)
+        if run is not None and doubted:
+            run.write_text("\n".join(sorted(read | doubted)))
+        return damaged, stamps.hashed_bytes
 
 
 def _stamps_place(bundle: Bundle, cache: str | None) -> Path:

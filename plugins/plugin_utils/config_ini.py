@@ -18,6 +18,7 @@ Its script read it line by line and ignored the sections, so the names alone cou
 from __future__ import annotations
 
 import re
+from difflib import get_close_matches
 from typing import Any
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -71,7 +72,9 @@ def _settings(text: str) -> tuple[dict[str, str], list[str]]:
             continue
         name, equals, value = (part.strip() for part in line.partition("="))
         if not equals or name not in KNOWN:
-            problems.append(f"line {number}: {line!r} is not a setting of such a file")
+            near = get_close_matches(name.upper(), KNOWN, 1)
+            hint = f"did you mean {near[0]}?" if near else f"it may have {', '.join(sorted(KNOWN))}"
+            problems.append(f"line {number}: {line!r} is not a setting of such a file; {hint}")
         elif name in settings:
             problems.append(f"line {number}: {name} is there twice")
         else:

@@ -8,6 +8,7 @@ Each function looks at one thing and returns every problem it sees with it, so t
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -53,6 +54,7 @@ def judge_host(needs: Needs, facts: Facts, bundle: Bundle | None, artifacts: Seq
         *judge_wheels(facts, artifacts),
         *(judge_docker(needs, facts, bundle, bool(wanted_gpus(needs))) if needs.backend == "docker" else []),
         *(judge_disk(needs, facts, bundle, artifacts) if bundle is not None else []),
+        *judge_address(needs, facts),
         *judge_port(needs, facts),
         *judge_gpus(needs, facts),
         *judge_system(needs, facts, artifacts),
@@ -107,6 +109,21 @@ def judge_wheels(facts: Facts, artifacts: Iterable[Artifact]) -> list[Finding]:
     return findings
 
 
+def judge_address(needs: Needs, facts: Facts) -> list[Finding]:
+    """Whether address and port are such that a server of this host can have them."""
+    findings = []
+    if not 0 < needs.port < 65536:
+        findings.append(Finding("port", "a port from 1 to 65535", str(needs.port), "correct xinference_port"))
+    if needs.backend == "docker" and needs.address != "localhost" and not _is_address(needs.address):
+        wanted = "an IP address of the host (0.0.0.0 for all), or localhost"
+        cure = "set xinference_host to one; the Docker Engine would take a name for all addresses"
+        findings.append(Finding("address", wanted, needs.address, cure))
+    elif facts.get("address_problem"):
+        cure = "correct xinference_host; `ip address` on the host lists what it has"
+        findings.append(Finding("address", f"{needs.address} on the host", str(facts["address_problem"]), cure))
+    return findings
+
+
 def judge_port(needs: Needs, facts: Facts) -> list[Finding]:
     """Whether another program listens where the server shall, or another container has the port."""
     publishers = (facts.get("engine") or {}).get("publishers") or []
@@ -156,6 +173,14 @@ def judge_gpus(needs: Needs, facts: Facts) -> list[Finding]:
     found = facts["gpus"]["problem"] or f"the host has {listed}"
     cure = "correct xinference_gpus and the models' gpus, or look with nvidia-smi -L why the GPU is gone"
     return [Finding("gpu", f"GPU {', '.join(absent)}, named in the inventory", found, cure)]
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _find(artifacts: Iterable[Artifact], reference: tuple[str, str]) -> Artifact | None:

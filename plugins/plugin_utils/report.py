@@ -20,7 +20,7 @@ ONLY_LOOPBACK = (
 GOOD = "ok"
 SKIPPED = "not probed"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-NOTHING = "Nothing was verified: no model of the inventory was probed. Is xinference_models empty?"
+NOTHING = "Nothing was verified: no model of the inventory was probed. Is xinference_models empty, or every model off?"
 RAGFLOW_TYPES = {"LLM": "chat", "embedding": "embedding", "rerank": "rerank", "audio": "speech2text or tts"}
 """What RAGFlow calls the types of models it can use."""
 

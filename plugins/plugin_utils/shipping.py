@@ -11,20 +11,23 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, Callable
+from typing import Any, Callable, Iterable
 
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import Artifact, Bundle
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.sizes import size_text
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.transfer import Step, transfer_plan, travelling
 
+from .feeding import Tally
 from .progress import Progress, duration_text
-from .transport import Transport, TransportError
+from .transport import DiskFull, Hopeless, Overtaken, Transport, TransportError, Unusable, damaged_twice
 
 Answer = dict[str, Any]
 """What the module xinference_store returned."""
 
 ROUNDS = 12
-"""Questions asked at most. Three are needed: manifests, blobs, done; each loss on the way costs one more."""
+"""Questions asked at most. Two are needed, one more for large manifests, and each loss on the way costs another."""
+PATIENCE = 2
+"""How often in a row a transport may break off without having moved anything."""
 
 
 class ShippingError(Exception):
@@ -32,14 +35,11 @@ class ShippingError(Exception):
 
 
 @dataclass
-class Shipment:
+class Shipment(Tally):
     """What was sent to one host, sizes in bytes; `first` and `answer` are the host's first and last answer."""
 
-    first: Answer
-    answer: Answer
-    sent_bytes: int = 0
-    hashed_bytes: int = 0
-    blobs: int = 0
+    first: Answer = field(default_factory=dict)
+    answer: Answer = field(default_factory=dict)
     changed: bool = False
     transports: list[str] = field(default_factory=list)
 
@@ -64,17 +64,18 @@ def ship(
 ) -> Shipment:
     """Send `artifacts` until the host misses nothing.
 
-    `ask` runs the store module, `connect` offers transports, best first: one that fails without moving a byte gives
-    way to the next. Raises ShippingError when nothing moves any more, when a blob arrives damaged twice, or when the
-    disk of the host is too small.
+    `ask` runs the store module, `connect` offers transports, best first: one that cannot be used there, or breaks off
+    again and again without moving a byte, gives way to the next and is taken out of the list. Raises ShippingError when
+    nothing moves any more, when a blob arrives damaged twice, or when the disk of the host is too small.
     """
     first = ask()
-    shipment = Shipment(first, first)
+    shipment = Shipment(first=first, answer=first)
     _count(shipment, first)
     transports: list[Transport] = []
     damaged: set[str] = set()
     failure: TransportError | None = None
     before: int | None = None
+    stuck = 0
     for _round in range(ROUNDS):
         answer = shipment.answer
         if not answer["missing"]:
@@ -82,24 +83,40 @@ def ship(
         _refuse_twice_damaged(answer, damaged)
         _refuse_small_disk(answer, missing_blobs(artifacts, answer) if before is None else answer["missing"], failure)
         left = sum(answer["missing"].values()) - sum(answer["partial"].values())
-        if failure is not None and before is not None and left >= before:
-            transports.pop(0)
-            if not transports:
-                raise ShippingError(f"{failure}. Nothing more arrived; what did stays there for the next run.")
-            say(f"{label}: {failure}; going on with {transports[0].name}")
+        if failure is not None and before is not None:
+            stuck = stuck + 1 if left >= before else 0
+            if stuck >= PATIENCE or (stuck and isinstance(failure, Unusable)):
+                transports.pop(0)
+                stuck = 0
+                if not transports:
+                    raise ShippingError(f"{failure}. Nothing more arrived; what did stays there for the next run.")
+                say(f"{label}: {failure}; going on with {transports[0].name}")
+            else:
+                say(f"{label}: {failure}; going on where it stopped")
         transports = transports or connect(answer)
         steps = _steps(answer, transports[0])
-        travels = sum(step.travels for step in steps)
         failure, before = None, left
         try:
-            transports[0].send(steps, Progress(label, travels, say))
+            transports[0].send(steps, Progress(label, sum(step.travels for step in steps), say), shipment)
+        except Hopeless as error:
+            raise ShippingError(f"{error}") from error
+        except Overtaken:
+            before = None
         except TransportError as error:
             failure = error
-        if steps and transports[0].name not in shipment.transports:
+        if (
+            steps
+            and before is not None
+            and not isinstance(failure, Unusable)
+            and transports[0].name not in shipment.transports
+        ):
             shipment.transports.append(transports[0].name)
-        shipment.answer = ask()
+        try:
+            shipment.answer = ask()
+        except ShippingError as error:
+            # The disk may be so full that the host cannot even answer.
+            raise (ShippingError(str(failure)) if isinstance(failure, DiskFull) else error) from error
         _count(shipment, shipment.answer)
-        shipment.sent_bytes += travels - (_not_arrived(steps, shipment.answer) if failure else 0)
     raise ShippingError(f"Still missing after {ROUNDS} attempts: {_some(shipment.answer['missing'])}.")
 
 
@@ -111,24 +128,38 @@ def together(shipments: list[Shipment]) -> Shipment:
         sent_bytes=sum(shipment.sent_bytes for shipment in shipments),
         hashed_bytes=sum(shipment.hashed_bytes for shipment in shipments),
         blobs=sum(shipment.blobs for shipment in shipments),
+        from_peers_bytes=sum(shipment.from_peers_bytes for shipment in shipments),
+        peers=list(dict.fromkeys(name for shipment in shipments for name in shipment.peers)),
+        refused=_added(shipment.refused for shipment in shipments),
         changed=any(shipment.changed for shipment in shipments),
         transports=list(dict.fromkeys(name for shipment in shipments for name in shipment.transports)),
     )
+
+
+def _added(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for each in counts:
+        for name, count in each.items():
+            total[name] = total.get(name, 0) + count
+    return total
 
 
 def summary(shipment: Shipment, total: int, seconds: float) -> str:
     """One line of totals."""
     if not shipment.changed:
         return f"{size_text(total)} are there already; nothing was sent or read"
-    rate = f" ({size_text(shipment.sent_bytes / seconds)}/s)" if seconds > 0 and shipment.sent_bytes else ""
+    came = shipment.sent_bytes + shipment.from_peers_bytes
+    rate = f" ({size_text(came / seconds)}/s)" if seconds > 0 and came else ""
     way = f" by {' and '.join(shipment.transports)}" if shipment.transports else ""
+    peers = f" and {size_text(shipment.from_peers_bytes)} got from other hosts" if shipment.from_peers_bytes else ""
     return (
-        f"{shipment.blobs} blobs: {size_text(shipment.sent_bytes)} sent{way} in {duration_text(seconds)}{rate}, "
-        f"{size_text(max(0, total - shipment.sent_bytes))} were there already"
+        f"{shipment.blobs} blobs: {size_text(shipment.sent_bytes)} sent{way}{peers} in {duration_text(seconds)}{rate}, "
+        f"{size_text(max(0, total - came))} were there already"
     )
 
 
 def _count(shipment: Shipment, answer: Answer) -> None:
+    shipment.sent_bytes += answer["given_bytes"]
     shipment.hashed_bytes += answer["hashed_bytes"]
     shipment.blobs += answer["blobs"]
     shipment.changed = shipment.changed or answer["changed"]
@@ -140,23 +171,12 @@ def _steps(answer: Answer, transport: Transport) -> list[Step]:
     return travelling(transfer_plan(answer["missing"], (), partial))
 
 
-def _not_arrived(steps: list[Step], answer: Answer) -> int:
-    """Bytes of a broken transfer that did not arrive."""
-    return sum(
-        max(0, step.size - answer["partial"].get(step.digest, 0)) for step in steps if step.digest in answer["missing"]
-    )
-
-
 def _refuse_twice_damaged(answer: Answer, before: set[str]) -> None:
     again = {
         digest: why for digest, why in answer["damaged"].items() if digest in before and digest in answer["missing"]
     }
     if again:
-        reasons = "; ".join(f"{digest}: {why}" for digest, why in again.items())
-        raise ShippingError(
-            f"Arrived damaged twice: {reasons}. The bundle was verified, so look at the network, the disk and the "
-            "memory of the host, then run again."
-        )
+        raise ShippingError(damaged_twice(again))
     before.update(answer["damaged"])
 
 
@@ -164,9 +184,9 @@ def _refuse_small_disk(answer: Answer, missing: dict[str, int], failure: Transpo
     """Refuse what does not fit, be it by the numbers or because the last transfer found the disk (or quota) full."""
     needed = sum(missing.values()) - sum(answer["partial"].values())
     free = answer["receive"]["free_bytes"]
-    full = failure is not None and _FULL.search(str(failure))
+    full = isinstance(failure, DiskFull) or (failure is not None and _FULL.search(str(failure)))
     if needed > free or full:
-        told = f" ({failure})" if full else ""
+        told = f" ({failure})" if full and not isinstance(failure, DiskFull) else ""
         raise ShippingError(
             f"Not enough disk for {answer['receive']['path']}: {size_text(needed)} are needed, {size_text(free)} are "
             f"free{told}. Free some, or choose another root directory (xinference_root), and run again; "
@@ -175,7 +195,7 @@ def _refuse_small_disk(answer: Answer, missing: dict[str, int], failure: Transpo
 
 
 _FULL = re.compile("no space left on device|disk quota exceeded", re.IGNORECASE)
-"""What a full disk of the host is called in the message of a transport."""
+"""What a full disk of the host is called in the message of the connection plugin."""
 
 
 def _some(digests: dict[str, int]) -> str:

@@ -169,6 +169,12 @@ def test_a_second_run_changes_hashes_and_copies_nothing(demo: Demo) -> None:
     assert files and {path: path.stat().st_mtime_ns for path in files} == {p: s.st_mtime_ns for p, s in files.items()}
 
 
+def test_status_tells_what_runs(demo: Demo) -> None:
+    demo.play("playbooks/status.yml")
+    assert re.search(r"localhost .*\(server\) +running", demo.text) and "1 of 1 servers run" in demo.text, demo.text
+    assert re.search(r"localhost .*minilm +ready", demo.text)
+
+
 def test_every_variable_reaches_the_process(demo: Demo) -> None:
     service = json.loads((demo.site / native_run.SERVICE).read_text())
     text = Path(f"/proc/{demo.pid()}/environ").read_bytes().decode()

@@ -139,7 +139,7 @@ def test_a_launch_that_hangs_is_cancelled_and_leaves_no_process(
     start = time.monotonic()
     # Long enough for the process to have begun to load, which is when a server can cancel.
     applied = apply(client, parse([entry, good]), tmp_path, timeout=30)
-    assert 30 <= time.monotonic() - start < 75
+    assert 30 <= time.monotonic() - start < 150
 
     rows = {row["model_uid"]: row for row in applied.models}
     assert rows["good"]["error"] == ""

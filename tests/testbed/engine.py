@@ -34,7 +34,6 @@ PACKAGES = {
     "dockerd": "docker.io",
     "docker": "docker.io",
     "iptables": "iptables",
-    "rsync": "rsync",
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",
     "debootstrap": "debootstrap",

@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any, Dict, Iterator, List, Tuple
 
 import pytest
 
@@ -182,6 +182,43 @@ def test_lost_gpus_are_found_and_given_back(site: Site) -> None:
     assert "Recreate the container that lost GPUs, 0, 1" in printed
     assert site.container()["Id"] != before
     assert site.inside("nvidia-smi", "-L").count("UUID") == 2
+
+
+def test_a_recreation_that_was_interrupted_is_finished(site: Site) -> None:
+    """Compose, killed when it had made the new container and not yet removed the old one, leaves both."""
+    seen = site.container()
+    labels = [part for name, value in seen["Config"]["Labels"].items() for part in ("--label", f"{name}={value}")]
+    site.host.docker("create", "--name", f"{seen['Id'][:12]}_{CONTAINER}", *labels, seen["Image"], "true")
+    site.play("serve", xinference_server_log_max_files=9)
+    assert site.host.docker("ps", "--all", "--format", "{{.Names}}").split() == [CONTAINER]
+    assert site.container()["Id"] != seen["Id"]
+    site.play("serve")
+
+
+def test_settings_that_cannot_be_are_refused_while_the_server_runs_on(site: Site) -> None:
+    before, release = site.container()["Id"], site.host.exec("readlink", "/opt/xinference/current")
+    refused: List[Tuple[Dict[str, Any], str]] = [
+        ({"xinference_server_shm_size": "lots"}, "Compose does not take"),
+        ({"xinference_server_container_options": {"nonsense": 1}}, "nonsense is not allowed"),
+        ({"xinference_port": 70000}, "must be from 1 to 65535"),
+        ({"xinference_host": "gpu.site", "xinference_server_allow_open": True}, "must be an IP address"),
+        ({"xinference_server_mounts": [{"source": "/etc", "target": "/models"}]}, "/models is taken"),
+    ]
+    for settings, told in refused:
+        assert told in site.play("serve", expect=1, **settings)
+    assert site.container()["Id"] == before and site.container()["State"]["Health"]["Status"] == "healthy"
+    assert site.host.exec("readlink", "/opt/xinference/current") == release
+
+
+def test_a_project_of_the_same_name_is_left_alone(site: Site) -> None:
+    labels = {"project": "xinference", "service": "web", "oneoff": "False", "project.working_dir": "/srv/xinference"}
+    marks = [part for name, value in labels.items() for part in ("--label", f"com.docker.compose.{name}={value}")]
+    site.host.docker("create", "--name", "xinference-web-1", *marks, IMAGE, "true")
+    try:
+        assert "is not that of /opt/xinference: xinference-web-1" in site.play("serve", expect=1)
+        assert "xinference-web-1" in site.host.docker("ps", "--all", "--format", "{{.Names}}").split()
+    finally:
+        site.host.docker("rm", "xinference-web-1")
 
 
 def test_a_changed_file_recreates_the_container(site: Site) -> None:

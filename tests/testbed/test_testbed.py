@@ -140,7 +140,7 @@ def test_a_container_can_lose_its_gpus_until_its_next_start(gpu_host: Host) -> N
     gpu_host.docker("rm", "--force", "loser")
 
 
-def fetch(host: Host, limit: float = 20) -> str:
+def fetch(host: Host, limit: float = 90) -> str:
     """What port 8080 of the host says to this machine."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     deadline = time.monotonic() + limit

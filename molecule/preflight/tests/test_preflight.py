@@ -69,7 +69,7 @@ def broken(bed: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def preflight(outside: str, *arguments: str, playbook: str = "preflight") -> Run:
     """Run a playbook that begins with preflight."""
     reached = json.dumps({"xinference_preflight_airgap_addresses": [outside]})
-    return run_playbook(playbook, "-e", reached, "-e", "ansible_ssh_timeout=3", *arguments)
+    return run_playbook(playbook, "-e", reached, "-e", "ansible_ssh_timeout=20", *arguments)
 
 
 def untouched(hosts: dict[str, Any]) -> dict[str, str]:
@@ -106,8 +106,8 @@ def test_every_fault_of_every_host_is_in_one_table(
 
     def table(output: str) -> str:
         lines = output[output.index("HOST ") : output.index("Ready:")]
-        # Ports, processes, free space and seconds differ from run to run.
-        return re.sub(r"\d[\d.]*", "N", lines)
+        # Numbers differ from run to run, and so does what the network says of a host that is off.
+        return re.sub(r"(connect to host N port N:) .*", r"\1", re.sub(r"\d[\d.]*", "N", lines))
 
     assert table(checked.output) == table(run.output)
 

@@ -21,7 +21,8 @@ from typing import Any, Iterable, Iterator, NamedTuple
 
 from .compression import CompressionError, plain
 from .digest import CHUNK, is_digest
-from .manifest import Blob, path_problem
+from .documents import DocumentError
+from .manifest import Blob, config_layers, path_problem
 from .reference import familiar
 from .writer import BlobWriter, Received
 
@@ -86,15 +87,9 @@ def read_archive(chunks: Iterable[bytes], reference: str, writer: BlobWriter, ar
 def image_layers(config: bytes) -> list[str]:
     """The layers (diff ids) that a configuration names. Raises ArchiveError when it is no configuration of an image."""
     try:
-        content = json.loads(config)
-        layers = content["rootfs"]["diff_ids"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ArchiveError("the image's configuration is not one (no rootfs with diff_ids)") from error
-    if not isinstance(layers, list) or not all(is_digest(layer) for layer in layers) or not layers:
-        raise ArchiveError("the image's configuration does not name its layers by digest")
-    if content.get("os", "linux") != "linux":
-        raise ArchiveError(f"the image is for {content.get('os')}, not for Linux")
-    return layers
+        return config_layers(config)
+    except DocumentError as error:
+        raise ArchiveError(str(error)) from error
 
 
 def _read(chunks: Iterator[bytes], members: dict[str, Member], links: dict[str, str], writer: BlobWriter) -> None:

@@ -15,10 +15,11 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 import threading
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Callable, Iterable, Iterator
 
 ALGORITHM = "sha256"
 CHUNK = 4 * 1024 * 1024
@@ -126,7 +127,7 @@ class Stamps:
         self.hashed_bytes = 0
         self._lock = threading.Lock()
         self._known: dict[str, list[object]] = {}
-        self._changed = False
+        self._own: dict[str, list[object] | None] = {}
         if self.path is not None:
             self._known = _load(self.path)
 
@@ -148,14 +149,34 @@ class Stamps:
             return None
         return str(known[3]) if known[:3] == facts else None
 
+    def sound(self, directory: str | os.PathLike[str], digests: Iterable[str]) -> set[str]:
+        """Those of some blobs that lie in `directory` under their hex digits, as regular files, as they were.
+
+        The same as `vouches`, for tens of thousands of files and without following a link.
+        """
+        place = os.path.join(_key(directory), "")  # noqa: PTH118
+        found = set()
+        with self._lock:
+            for digest in digests:
+                key = place + digest[len(ALGORITHM) + 1 :]
+                known = self._known.get(key)
+                if known is None or known[3] != digest:
+                    continue
+                try:
+                    status = os.lstat(key)
+                except OSError:
+                    continue
+                if known[:3] == [status.st_size, status.st_mtime_ns, status.st_ino] and stat.S_ISREG(status.st_mode):
+                    found.add(digest)
+        return found
+
     def record(self, path: str | os.PathLike[str], digest: str, facts: list[int] | None = None) -> None:
         """Remember that `path`, as it is now (or as `facts` says it was), has `digest`."""
         key = _key(path)
         entry: list[object] = [*(_facts(key) if facts is None else facts), digest]
         with self._lock:
             if self._known.get(key) != entry:
-                self._known[key] = entry
-                self._changed = True
+                self._known[key] = self._own[key] = entry
 
     def digest_of(self, path: str | os.PathLike[str], progress: Progress | None = None) -> str:
         """The digest of a file, from its stamp where that holds and by reading it where not.
@@ -179,21 +200,32 @@ class Stamps:
     def forget(self, path: str | os.PathLike[str]) -> None:
         """Drop what is known about a file."""
         with self._lock:
-            self._changed = self._known.pop(_key(path), None) is not None or self._changed
+            if self._known.pop(_key(path), None) is not None:
+                self._own[_key(path)] = None
 
-    def save(self) -> None:
-        """Write the stamps of files that still exist; without changes or without a path this does nothing."""
+    def changes(self) -> dict[str, list[object] | None]:
+        """What was recorded and forgotten and is not saved yet, for `save`."""
+        with self._lock:
+            return dict(self._own)
+
+    def save(self, changes: dict[str, list[object] | None] | None = None) -> None:
+        """Write the stamps of files that still exist, with all changes or with these.
+
+        Without changes (files that are gone are none) or without a path this does nothing. What another process saved
+        since these stamps were read is kept; the caller sees to it that two do not save at once.
+        """
         if self.path is None:
             return
+        own = self.changes() if changes is None else changes
         with self._lock:
-            gone = [key for key in self._known if not os.path.lexists(key)]
-            for key in gone:
-                del self._known[key]
-            if not (self._changed or gone):
+            if not own:
                 return
-            content = {"format": self.FORMAT, "files": dict(sorted(self._known.items()))}
-            self._changed = False
-        write_atomically(self.path, json.dumps(content, indent=0, separators=(",", ":")).encode() + b"\n")
+            known = {**_load(self.path), **own}
+            kept = {key: entry for key, entry in known.items() if entry is not None and os.path.lexists(key)}
+            self._own = {key: entry for key, entry in self._own.items() if key not in own or own[key] != entry}
+            self._known = {**kept, **{key: entry for key, entry in self._own.items() if entry is not None}}
+            content = {"format": self.FORMAT, "files": dict(sorted(kept.items()))}
+        write_atomically(self.path, json.dumps(content, separators=(",", ":")).encode() + b"\n")
 
 
 def _key(path: str | os.PathLike[str]) -> str:

@@ -31,7 +31,7 @@ CONTAINERD = "io.containerd.snapshotter.v1"
 
 
 class EngineError(Exception):
-    """What the engine could not do; `said` are its own words."""
+    """What the engine could not do; `said` are its own words, empty when it went away."""
 
     def __init__(self, message: str, said: str = "") -> None:
         super().__init__(message)
@@ -131,12 +131,22 @@ def _refuse_error(event: Any, doing: str) -> None:
         return
     detail = event.get("errorDetail")
     said = (detail.get("message") if isinstance(detail, dict) else "") or event.get("error") or str(detail)
-    raise EngineError(f"The Docker Engine could not {doing}: {said}", str(said))
+    raise EngineError(f"The Docker Engine could not {doing}: {said}{_cure(str(said))}", str(said))
 
 
 def _failed(doing: str, error: Exception) -> EngineError:
     words = _words(error)
-    return EngineError(f"The Docker Engine could not {doing}: {words}", words)
+    if isinstance(error, requests.ConnectionError):
+        told = f"The Docker Engine went away while it was to {doing} ({words}). "
+        return EngineError(f"{told}Look at its log (journalctl -u docker), start it, then run again.")
+    return EngineError(f"The Docker Engine could not {doing}: {words}{_cure(words)}", words)
+
+
+def _cure(words: str) -> str:
+    """What to do about what the engine said, where that is known."""
+    if "no space left" not in words.lower() and "disk quota" not in words.lower():
+        return ""
+    return ". Free space where it keeps its data (docker image prune), then run again; nothing is sent twice"
 
 
 def _words(error: Exception) -> str:

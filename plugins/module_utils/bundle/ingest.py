@@ -17,13 +17,12 @@ from typing import Any, Sequence
 from .archive import Image
 from .digest import Progress, Stamps, device_of, free_bytes, hash_bytes, write_atomically
 from .images import ImageRequest, Memory, store_image
-from .layout import INDEX_FILE, LAYOUT_FILE, LAYOUT_VERSION, BundleError, blob_path, cache_dir, read_json
+from .layout import INDEX_FILE, LAYOUT_FILE, LAYOUT_VERSION, BundleError, blob_path, cache_dir, index_lines
 from .lock import locked
 from .manifest import (
     EMPTY_CONFIG,
     IMAGE_NAME,
     IMAGES,
-    REF_NAME,
     TYPE_FILES,
     TYPE_MODEL,
     File,
@@ -193,7 +192,7 @@ def _plan(
         artifacts.append(_written_image(wanted, image))
     complete = len(entries) == len(requests) + len(images) and not missing
     same = complete and same_content(root / INDEX_FILE, index(entries))
-    return Outcome(not same, artifacts, _lines_now(root), _lines_of(artifacts))
+    return Outcome(not same, artifacts, index_lines(root), _lines_of(artifacts))
 
 
 def _write(
@@ -204,7 +203,7 @@ def _write(
     images: Sequence[ImageRequest],
 ) -> Outcome:
     """Write blobs, manifests and index, and drop what is no longer used."""
-    before = _lines_now(writer.root)
+    before = index_lines(writer.root)
     digests = writer.store_files([file for files in sources for file in files])
     entries = []
     artifacts = []
@@ -275,12 +274,3 @@ def _lines_of(artifacts: list[Written]) -> list[str]:
     return sorted(
         f"{item.kind}/{item.name} {item.digest or f'({size_text(item.size)} not hashed yet)'}" for item in artifacts
     )
-
-
-def _lines_now(root: Path) -> list[str]:
-    """The same lines from the index as it is; none when there is no usable index yet."""
-    content = read_json(root / INDEX_FILE, INDEX_FILE, [])
-    try:
-        return sorted(f"{entry['annotations'][REF_NAME]} {entry['digest']}" for entry in content["manifests"])
-    except (TypeError, KeyError):
-        return []

@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from .digest import write_atomically
-from .manifest import Artifact, path_problem
+from .manifest import Artifact, path_problem, paths_problems
 from .places import exchange, fresh, remove, short
+from .sizes import size_text
 from .store import DIRECTORY_MODE, Store, StoreError
 
 FILE_MODE = 0o644
+MAX_LIBRARY = 1024**3
+"""Bytes the files of one wheel may have: the largest of these libraries has a few million."""
 AUTHORITIES = "certifi/cacert.pem"
 """Sites add certificate authorities of their own to this file; that is no damage, and must not be undone."""
 
@@ -34,6 +37,28 @@ def library_is_right(store: Store, artifact: Artifact) -> bool:
     target = library_path(store, artifact)
     link = store.root / "lib" / "python"
     return _is_whole(target) and link.is_symlink() and os.readlink(link) == target.name
+
+
+def library_is_sound(store: Store, artifact: Artifact) -> bool:
+    """True when every file that is unpacked has the bytes it has in its wheel; all of them are read."""
+    target = library_path(store, artifact)
+    try:
+        for file in artifact.files:
+            with zipfile.ZipFile(store.blob_path(file.digest)) as archive:
+                for member in archive.infolist():
+                    path = _wheel_path(member.filename)
+                    if member.is_dir() or path in (None, AUTHORITIES):
+                        continue
+                    if (target / str(path)).read_bytes() != archive.read(member):
+                        return False
+    except (OSError, zipfile.BadZipFile, EOFError):
+        return False
+    return True
+
+
+def distrust_library(store: Store, artifact: Artifact) -> None:
+    """Have a library unpacked again the next time it is asked for, however whole it looks."""
+    remove(_listing(library_path(store, artifact)))
 
 
 def make_library(store: Store, artifact: Artifact) -> None:
@@ -69,12 +94,11 @@ def unpack_wheel(wheel: Path, name: str, target: Path) -> None:
         raise StoreError(f"{name}: host libraries must be pure Python wheels (…-none-any.whl).")
     try:
         with zipfile.ZipFile(wheel) as archive:
-            for member in archive.infolist():
-                if member.is_dir():
-                    continue
-                problem = path_problem(member.filename)
-                if problem or stat.S_ISLNK(member.external_attr >> 16):
-                    raise StoreError(f"{name}: {problem or member.filename + ' is a link'}; the wheel is refused.")
+            members = [member for member in archive.infolist() if not member.is_dir()]
+            problems = _wheel_problems(members)
+            if problems:
+                raise StoreError(f"{name}: the wheel is refused: {'; '.join(problems)}.")
+            for member in members:
                 path = _wheel_path(member.filename)
                 if path is None:
                     continue
@@ -84,6 +108,21 @@ def unpack_wheel(wheel: Path, name: str, target: Path) -> None:
                     shutil.copyfileobj(source, copy, 1024 * 1024)
     except (zipfile.BadZipFile, EOFError) as error:
         raise StoreError(f"{name}: not a wheel ({error}).") from error
+
+
+def _wheel_problems(members: list[zipfile.ZipInfo]) -> list[str]:
+    """Why the files of a wheel cannot be unpacked, before any of them is."""
+    paths = [member.filename for member in members]
+    problems = [problem for problem in map(path_problem, paths) if problem]
+    if not problems:
+        special = [
+            entry.filename for entry in members if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG)
+        ]
+        problems = [*paths_problems(paths), *(f"{path} is a link or a device" for path in special)]
+    size = sum(member.file_size for member in members)
+    if size > MAX_LIBRARY:
+        problems.append(f"unpacked it would have {size_text(size)}, the limit is {size_text(MAX_LIBRARY)}")
+    return problems
 
 
 def _listing(target: Path) -> Path:

@@ -134,7 +134,8 @@ def carry_out(engine: Engine, store: Store, image: Carried, plan: Plan) -> Loade
         try:
             engine.load(archive(store, image, plan.layers))
         except EngineError as error:
-            if plan.complete or any(words in error.said.lower() for words in HOPELESS):
+            # An engine that went away has not refused anything.
+            if plan.complete or not error.said or any(words in error.said.lower() for words in HOPELESS):
                 raise
             return Loaded("refused", "", 0, time.monotonic() - began, error.said)
     elif plan.action == "tag" and plan.known is not None:

@@ -9,6 +9,7 @@ from typing import Any, Iterable, Mapping
 
 from .manifest import IMAGE_NAME, REVISION, WHEELS_PLATFORM, WHEELS_PYTHON, WHEELS_REQUIRES, WHEELS_XINFERENCE
 from .sizes import size_text
+from .volumes import Row
 
 _COLUMNS = ("NAME", "REVISION", "FILES", "SIZE")
 
@@ -40,6 +41,22 @@ def table(artifacts: Iterable[Mapping[str, Any]]) -> list[str]:
     return [
         f"{name:<{widths[0]}}  {version:<{widths[1]}}  {files:>{widths[2]}}  {size:>{widths[3]}}"
         for name, version, files, size in rows
+    ]
+
+
+def volume_values(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """Volumes as their module returns them; sizes in bytes."""
+    return [{**row._asdict(), "artifacts": list(row.artifacts), "size_text": size_text(row.size)} for row in rows]
+
+
+def volume_table(rows: Iterable[Row]) -> list[str]:
+    """The lines of a table of volumes: name, size, state, and what they hold."""
+    cells = [("VOLUME", "SIZE", "STATE", "HOLDS")]
+    cells += [(row.title, size_text(row.size), row.state, ", ".join(row.artifacts) or "-") for row in rows]
+    widths = [max(len(line[column]) for line in cells) for column in range(3)]
+    return [
+        f"{title:<{widths[0]}}  {size:>{widths[1]}}  {state:<{widths[2]}}  {holds}"
+        for title, size, state, holds in cells
     ]
 
 

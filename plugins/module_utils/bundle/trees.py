@@ -27,9 +27,11 @@ from pathlib import Path
 from typing import Any, Iterable
 
 from .digest import write_atomically
+from .documents import DocumentError, parse, read_small
 from .library import library_is_right, library_path, make_library
-from .manifest import IMAGE_NAME, IMAGES, Artifact, artifact_from
-from .places import exchange, fresh, short
+from .manifest import IMAGE_NAME, IMAGES, Artifact, File, artifact_from
+from .places import exchange, fresh, remove, short
+from .reference import image_problem
 from .store import Store, StoreError, room_for
 
 TREE_KINDS = ("models", "wheels", "tools")
@@ -45,10 +47,13 @@ def read_artifact(store: Store, kind: str, name: str, digest: str, size: int) ->
     """
     problems: list[str] = []
     try:
-        content = json.loads(store.blob_path(digest).read_text())
-    except (OSError, ValueError) as error:
+        content = parse(read_small(store.blob_path(digest)))
+    except (OSError, DocumentError) as error:
         raise StoreError(f"{kind}/{name}: the manifest {digest} cannot be read: {error}") from error
     artifact = artifact_from((kind, name), {"digest": digest, "size": size}, content, problems)
+    if artifact is not None:
+        problem = image_problem(artifact)
+        problems.extend([problem] if problem else [])
     if artifact is None or problems:
         raise StoreError(f"{kind}/{name}: the manifest {digest} is refused: " + "; ".join(problems))
     return artifact
@@ -76,9 +81,12 @@ def outdated(store: Store, artifacts: Iterable[Artifact]) -> list[str]:
 
 
 def refresh(store: Store, artifacts: Iterable[Artifact]) -> list[str]:
-    """Make what `outdated` names, and return it. All blobs must be in the store."""
+    """Make what `outdated` names, and return it, with other directories that were mended. All blobs must be there."""
     artifacts = list(artifacts)
     paths = outdated(store, artifacts)
+    trees = {str(tree_path(store, artifact)) for artifact in artifacts}
+    # First, because a directory that is not right yet is what brings us here again after an interruption.
+    mended = _mend_others(store, trees) if trees & set(paths) else []
     for artifact in artifacts:
         if str(tree_path(store, artifact)) in paths:
             with room_for(tree_path(store, artifact), artifact.size):
@@ -90,7 +98,7 @@ def refresh(store: Store, artifacts: Iterable[Artifact]) -> list[str]:
     if str(_catalogue_path(store)) in paths:
         content = json.dumps(catalogue(store, artifacts), indent=2, sort_keys=True)
         write_atomically(_catalogue_path(store), content.encode() + b"\n")
-    return paths
+    return [*paths, *mended]
 
 
 def catalogue(store: Store, artifacts: Iterable[Artifact]) -> dict[str, Any]:
@@ -129,26 +137,38 @@ def _find(artifacts: Iterable[Artifact], kind: str, name: str) -> Artifact | Non
 
 def _tree_is_right(store: Store, artifact: Artifact) -> bool:
     """True when the files of the artifact and no other are there, each its blob by name or by a stamp of its own."""
-    root = tree_path(store, artifact)
+    # Names are put together as text: there may be tens of thousands, and this is asked in every run.
+    root, blobs = str(tree_path(store, artifact)), str(store.blobs)
     for file in artifact.files:
-        path = root / file.path
+        path = f"{root}/{file.path}"
         try:
-            status, blob = path.lstat(), store.blob_path(file.digest).lstat()
+            status, blob = os.lstat(path), os.lstat(f"{blobs}/{file.digest[len('sha256:') :]}")
         except OSError:
             return False
-        same = (status.st_dev, status.st_ino) == (blob.st_dev, blob.st_ino)
-        if not same and not (stat.S_ISREG(status.st_mode) and store.stamps.vouches(path) == file.digest):
+        if not stat.S_ISREG(status.st_mode):
             return False
-    return root.is_dir() and _names(root) <= {file.path for file in artifact.files}
+        if not os.path.samestat(status, blob) and store.stamps.vouches(path) != file.digest:
+            return False
+    return Path(root).is_dir() and _names(root) <= {file.path for file in artifact.files}
 
 
-def _names(root: Path) -> set[str]:
+def is_link_of(path: Path, blob: Path) -> bool:
+    """Whether two names are those of one file. Raises OSError where one has none."""
+    return os.path.samestat(path.lstat(), blob.lstat())
+
+
+def _names(root: str) -> set[str]:
     """The files and links of a tree, but for what Python compiled from its code."""
-    found = set()
-    for place, directories, files in os.walk(str(root)):
-        directories[:] = [name for name in directories if name != "__pycache__"]
-        links = [name for name in directories if Path(place, name).is_symlink()]
-        found |= {Path(place, name).relative_to(root).as_posix() for name in (*files, *links)}
+    found: set[str] = set()
+    waiting = [""]
+    while waiting:
+        place = waiting.pop()
+        with os.scandir(f"{root}/{place}") as entries:
+            for entry in entries:
+                if not entry.is_dir(follow_symlinks=False):
+                    found.add(place + entry.name)
+                elif entry.name != "__pycache__":
+                    waiting.append(f"{place}{entry.name}/")
     return found
 
 
@@ -158,9 +178,10 @@ def _make_tree(store: Store, artifact: Artifact) -> None:
     store.make_directory(target.parent)
     building = fresh(store, target)
     copies: list[tuple[Path, str]] = []
+    for directory in sorted({(building / file.path).parent for file in artifact.files}):
+        store.make_directory(directory)
     for file in artifact.files:
         path = building / file.path
-        store.make_directory(path.parent)
         if not _link(store.blob_path(file.digest), path):
             copies.append((target / file.path, file.digest))
         if artifact.kind == "tools":
@@ -168,6 +189,54 @@ def _make_tree(store: Store, artifact: Artifact) -> None:
     exchange(building, target)
     for path, digest in copies:
         store.stamps.record(path, digest)
+
+
+def _mend_others(store: Store, wanted: set[str]) -> list[str]:
+    """Mend the directories that are not wanted now, but kept for a release to go back to, and return those mended.
+
+    A blob that several directories share and that was damaged is the same file in all of them. Where it came anew, they
+    get links of the new one.
+    """
+    manifests = {path.name[:12]: path for path in store.blobs.iterdir()} if store.blobs.is_dir() else {}
+    mended = []
+    for root in sorted(path for kind in TREE_KINDS for path in (store.root / kind).glob("*/*") if path.is_dir()):
+        manifest = manifests.get(root.name)
+        if manifest is None or str(root) in wanted:
+            continue
+        kind, name, digest = root.parent.parent.name, root.parent.name, f"sha256:{manifest.name}"
+        try:
+            artifact = read_artifact(store, kind, name, digest, manifest.stat().st_size)
+        except (StoreError, OSError):
+            continue
+        stale = [file for file in artifact.files if _is_stale(store, root / file.path, file.digest)]
+        for file in stale:
+            _replace(store, artifact, file)
+        if stale:
+            mended.append(str(root))
+    return mended
+
+
+def _is_stale(store: Store, path: Path, digest: str) -> bool:
+    """Whether a file of a directory is not the blob in the store any more, which is known to be good."""
+    try:
+        if is_link_of(path, store.blob_path(digest)) or not stat.S_ISREG(path.lstat().st_mode):
+            return False
+    except OSError:
+        return False
+    return store.stamps.vouches(path) != digest and bool(store.sound([digest]))
+
+
+def _replace(store: Store, artifact: Artifact, file: File) -> None:
+    """Put the blob in the place of one file of a directory, in one step."""
+    path = tree_path(store, artifact) / file.path
+    new = path.with_name(".relinked.new")
+    remove(new)
+    linked = _link(store.blob_path(file.digest), new)
+    if artifact.kind == "tools":
+        new.chmod(EXECUTABLE_MODE)
+    new.replace(path)
+    if not linked:
+        store.stamps.record(path, file.digest)
 
 
 def _link(blob: Path, path: Path) -> bool:

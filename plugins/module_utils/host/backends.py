@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Optional
 
 from .container import find, load_view
 from .docker_cli import Docker, DockerError
@@ -17,19 +18,19 @@ class OtherBackend(Exception):
     """A server of the other backend that runs."""
 
 
-def refuse_other(root: Path, wanted: str) -> None:
+def refuse_other(root: Path, wanted: str, docker_host: Optional[str] = None) -> None:
     """Raise OtherBackend when the release in force runs its server by another backend than `wanted`.
 
     It has to be stopped by what knows it, before another release takes its place.
     """
-    known = backend(root)
+    known = backend_in_force(root)
     if known in ("", wanted):
         return
     try:
         if known == "native":
             running = Native(root).state().active
         else:
-            seen = find(Docker(), load_view(root))
+            seen = find(Docker(docker_host), load_view(root))
             running = seen is not None and bool(seen["State"].get("Running"))
     except (ServiceError, DockerError):
         return
@@ -40,7 +41,7 @@ def refuse_other(root: Path, wanted: str) -> None:
         )
 
 
-def backend(root: Path) -> str:
+def backend_in_force(root: Path) -> str:
     """The backend of the release in force, empty when there is none."""
     try:
         return str(json.loads((root / "current" / "server.json").read_text(encoding="utf-8"))["backend"])

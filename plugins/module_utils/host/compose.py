@@ -9,10 +9,11 @@ names no release, no model and no secret, and files that are mounted are in it b
 
 from __future__ import annotations
 
+import ipaddress
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from ..server.engines import INDEX, INDEX_SERVICE, WHEELS, WHEELS_DIRECTORY, Engines
 from ..server.keeper_release import PROGRAM
@@ -79,6 +80,18 @@ or three that say that nobody listens behind the API, it is told to end, and the
 KEEP = 'exec "$(command -v python3 || command -v python)" -E -s "$0" --root "$1" run'
 """Runs the keeper of the release in force with the image's own Python; arguments are the program and the root."""
 
+OWN_SETTINGS = {
+    "environment": "xinference_server_environment or xinference_server_secrets",
+    "env_file": "xinference_server_secrets",
+    "image": "xinference_image",
+    "ports": "xinference_host and xinference_port",
+    "volumes": "xinference_server_mounts",
+}
+"""What `options` may not say, as it would take away what the server needs or let everyone read a secret."""
+NO_PROJECT = "must begin with a small letter or a digit and go on with these, - and _"
+_PROJECT = re.compile(r"[a-z0-9][a-z0-9_-]*\Z")
+_SIZE = re.compile(r"\d+(?:\.\d+)? ?[kmgt]?b?\Z", re.IGNORECASE)
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\Z")
 _SECRET_NAME = re.compile(r"(?:TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|KEY)\Z", re.IGNORECASE)
 _SECRET_VALUE = re.compile(r"://[^/@\s:]+:[^/@\s]+@")
 
@@ -147,6 +160,57 @@ def project(server: Server) -> Dict[str, Any]:
 def inner_endpoint(server: Server) -> str:
     """Where another container of the project reaches the server."""
     return f"http://{LOOPBACK if _on_host_network(server) else SERVICE}:{PORT}"
+
+
+def faults(server: Server, secrets: Iterable[str] = ()) -> List[str]:
+    """What Compose or the engine would refuse after the server before was stopped, or would misunderstand.
+
+    `secrets` are the names of secret variables.
+    """
+    found = []
+    if not _PROJECT.match(server.project):
+        found.append(f"xinference_server_service is {server.project!r} and {NO_PROJECT}")
+    if not 0 < server.port < 65536:
+        found.append(f"xinference_port is {server.port} and must be from 1 to 65535")
+    if server.host != "localhost" and not _is_address(server.host):
+        found.append(f"xinference_host is {server.host!r} and must be an IP address of the host, or localhost")
+    if not _SIZE.match(server.log_max_size):
+        found.append(f"xinference_server_log_max_size is {server.log_max_size!r} and no size such as 100m")
+    if server.log_max_files < 1:
+        found.append(f"xinference_server_log_max_files is {server.log_max_files} and must be 1 or more")
+    names = [str(name) for name in (*server.environment, *secrets) if not _VARIABLE.match(str(name))]
+    found += [f"{name!r} is no name of an environment variable" for name in names]
+    return [*found, *_mount_faults(server), *_option_faults(server)]
+
+
+def _mount_faults(server: Server) -> Iterator[str]:
+    """Of two mounts on one place Compose takes one and says nothing. The site may replace caches, and nothing else."""
+    ours = [mount.target for mount in mounts(replace(server, mounts=())) if mount.target not in CACHES.values()]
+    taken = set(ours)
+    for mount in server.mounts:
+        target = str(PurePosixPath(mount.target))
+        if not target.startswith("/"):
+            yield f"xinference_server_mounts: the target {mount.target} does not begin with /"
+        elif target in taken:
+            yield f"xinference_server_mounts: {target} is taken" + (" by the collection" if target in ours else "")
+        taken.add(target)
+
+
+def _option_faults(server: Server) -> Iterator[str]:
+    base = _server(server)
+    for name, value in (server.options or {}).items():
+        if name in OWN_SETTINGS:
+            yield f"xinference_server_container_options.{name}: use {OWN_SETTINGS[name]}"
+        elif isinstance(base.get(name), Mapping) and value is not None and not isinstance(value, Mapping):
+            yield f"xinference_server_container_options.{name} must be a mapping, or it replaces what is needed"
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def directories(server: Server) -> List[str]:
@@ -303,8 +367,8 @@ def _escaped(value: Any) -> Any:
 
 
 def _quoted(value: str) -> str:
-    if "'" not in value and "\n" not in value and "\\" not in value:
+    if not any(character in value for character in "'\n\r\\"):
         return f"'{value}'"
-    for character, escape in (("\\", "\\\\"), ('"', '\\"'), ("$", "\\$"), ("\n", "\\n")):
+    for character, escape in (("\\", "\\\\"), ('"', '\\"'), ("$", "\\$"), ("\n", "\\n"), ("\r", "\\r")):
         value = value.replace(character, escape)
     return f'"{value}"'

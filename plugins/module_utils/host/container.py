@@ -31,9 +31,9 @@ _UUID = re.compile(r"^GPU \d+: .*\(UUID: ([^)]+)\)", re.MULTILINE)
 class NotHealthy(Exception):
     """A container that did not come up; `log` is the end of what it printed."""
 
-    def __init__(self, message: str, log: str) -> None:
+    def __init__(self, message: str, log: str, *, ran: bool = True) -> None:
         self.log = log
-        super().__init__(f"{message}\nThe end of its log:\n{log.strip() or '(empty)'}")
+        super().__init__(f"{message}\nThe end of its log:\n{log.strip() or '(empty)'}" if ran else message)
 
 
 @dataclass
@@ -93,15 +93,28 @@ def wait(docker: Docker, view: Mapping[str, Any], timeout: float, pause: Callabl
 
 
 def failed_start(docker: Docker, view: Mapping[str, Any], said: str) -> NotHealthy:
-    """The failure of a container that could not be brought up; with its log where it ran before it failed."""
+    """The failure of a container that could not be brought up; with its log where it ran and ended.
+
+    One that runs on is the one before, whose log has nothing to do with what was said.
+    """
     seen = find(docker, view)
-    return NotHealthy(said.strip(), docker.logs(seen["Id"], SHOWN_LINES) if seen else "")
+    state = seen["State"]["Status"] if seen else ""
+    if seen and state == "paused":
+        return NotHealthy(f"{said.strip()}\n{judge(seen, seen['RestartCount'])}", "", ran=False)
+    if seen and seen["State"].get("Running"):
+        return NotHealthy(f"{said.strip()}\n{name(seen)} runs on as it was.", "", ran=False)
+    if seen is None or state == "created":
+        return NotHealthy(said.strip(), "", ran=False)
+    return NotHealthy(said.strip(), docker.logs(seen["Id"], SHOWN_LINES))
 
 
 def judge(seen: Mapping[str, Any], restarts: int) -> str:
     """Why there is no use in waiting for a container, empty when there is. `restarts` is how many it had before."""
     state = seen["State"]
-    if state["Status"] in ("exited", "dead") or seen["RestartCount"] > restarts:
+    tries = (state.get("Health") or {}).get("Log") or []
+    # A container that ends counts as unhealthy at once, though nobody asked it.
+    unasked = health(seen) == "unhealthy" and not tries
+    if state["Status"] in ("exited", "dead") or seen["RestartCount"] > restarts or unasked:
         why = " (killed for want of memory)" if state.get("OOMKilled") else ""
         words = f" {state['Error']}" if state.get("Error") else ""
         # The code of a container that runs again is not told any more.
@@ -110,8 +123,10 @@ def judge(seen: Mapping[str, Any], restarts: int) -> str:
     if state["Status"] == "paused":
         return f"{name(seen)} is paused; docker unpause {name(seen)}"
     if health(seen) == "unhealthy":
-        tries = (state.get("Health") or {}).get("Log") or [{}]
-        return f"{name(seen)} is unhealthy: {str(tries[-1].get('Output', '')).strip()[-500:]}"
+        return (
+            f"{name(seen)} runs and does not answer, so it is unhealthy. When its log tells no reason: docker restart "
+            f"{name(seen)}, then run again. It said: {str(tries[-1].get('Output', '')).strip()[-500:]}"
+        )
     return ""
 
 

@@ -33,8 +33,8 @@ def files(
     """
     python = shlex.quote(str(service["command"][0]))
     here = shlex.quote(str(root / "current" / "bin"))
-    keep = f"exec {python} -E -s {here}/keeper.pyz --root {shlex.quote(str(root))}"
-    control = f'exec {python} -E -s {here}/native_ctl.py --root {shlex.quote(str(root))} "$@"'
+    keep = f"exec {python} -E -s -B {here}/keeper.pyz --root {shlex.quote(str(root))}"
+    control = f'exec {python} -E -s -B {here}/native_ctl.py --root {shlex.quote(str(root))} "$@"'
     return {
         "service.json": Entry(json_text(service), PRIVATE),
         # A server that is told by CUDA_VISIBLE_DEVICES what to use keeps the numbers of the host.
@@ -45,7 +45,7 @@ def files(
         "artifacts.json": Entry(json_text(artifacts)),
         "bin/native_run.py": Entry(_source(native_run)),
         "bin/native_ctl.py": Entry(_source(native_ctl)),
-        "bin/run": Entry(f'#!/bin/sh\nexec {python} -E -s {here}/native_run.py "$@"\n', PROGRAM),
+        "bin/run": Entry(f'#!/bin/sh\nexec {python} -E -s -B {here}/native_run.py "$@"\n', PROGRAM),
         "bin/xinferencectl": Entry(f"#!/bin/sh\n{control}\n", PROGRAM),
         **({**keeper, native_ctl.KEEPER: Entry(f'#!/bin/sh\n{keep} "$@"\n', PROGRAM)} if keeper else {}),
     }

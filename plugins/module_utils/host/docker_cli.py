@@ -39,9 +39,13 @@ class Docker:
 
     def ask(self, *arguments: str, timeout: float = TIMEOUT) -> Answer:
         """Call the client. Raises DockerError only when it cannot be run at all or does not come back."""
+        return self.run([*self._client, *arguments], f"docker {arguments[0]}", timeout)
+
+    def run(self, command: Sequence[str], what: str = "", timeout: float = TIMEOUT) -> Answer:
+        """Call a program that belongs to the client. Raises DockerError as ask() does; `what` is what it then names."""
         try:
             done = subprocess.run(
-                [*self._client, *arguments],
+                list(command),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 timeout=timeout,
@@ -49,7 +53,7 @@ class Docker:
                 env={**os.environ, "LC_ALL": "C.UTF-8"},
             )
         except (OSError, subprocess.SubprocessError) as error:
-            raise DockerError(f"docker {arguments[0]} did not come back: {error}") from error
+            raise DockerError(f"{what or command[0]} did not come back: {error}") from error
         return Answer(done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace"))
 
     def image_id(self, names: Sequence[str]) -> Optional[str]:

@@ -9,18 +9,21 @@ import hashlib
 import os
 import re
 from pathlib import Path, PurePosixPath
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from ..server.engines import INDEX, WHEELS, Engines, EnginesError, engines
 from ..server.features import Features, features
 from . import compose
 from .definition import PRIVATE, json_text
+from .docker_cli import Docker
 from .gpus import Given
+from .ports import cannot_listen
 from .release import Entry
 from .yaml_text import yaml_text
 
 COMPOSE_FILE = "compose.yaml"
 VIEW = "server.json"
+PIECE = 1 << 20
 _VERSION = re.compile(r"v?(\d+\.\d+[^-]*)")
 
 
@@ -86,9 +89,57 @@ def content_hash(paths: Sequence[str], texts: Mapping[str, str]) -> str:
     """A hash of the files among `paths` and of `texts`, empty without any. Directories are not looked into."""
     digest = hashlib.sha256()
     files = [Path(path) for path in sorted(paths) if Path(path).is_file()]
-    for name, content in [*((str(path), path.read_bytes()) for path in files), *_encoded(texts)]:
+    for path in files:
+        digest.update(f"{path}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as file:  # Piece by piece: it may be larger than the memory.
+            for piece in iter(lambda: file.read(PIECE), b""):
+                digest.update(piece)
+    for name, text in sorted(texts.items()):
+        content = text.encode()
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()[:16] if files or texts else ""
+
+
+def refuse_faults(server: compose.Server, secrets: Mapping[str, str], there: bool = True) -> None:
+    """Raise ContainerError with every setting that would keep the container from running as it is meant.
+
+    `there`: whether what is mounted has to be on the host already.
+    """
+    unheard = "" if compose.faults(server, secrets) else cannot_listen(server.host)
+    absent = [mount.source for mount in server.mounts if there and not Path(mount.source).exists()]
+    found = [*compose.faults(server, secrets), *([f"xinference_host: {unheard}"] if unheard else [])]
+    found += [f"xinference_server_mounts: this host has no {one}" for one in absent]
+    if found:
+        raise ContainerError("Nothing was changed. The inventory asks for what cannot be: " + "; ".join(found) + ".")
+
+
+def refuse_strangers(docker: Docker, root: Path, project: str) -> None:
+    """Raise ContainerError when a Compose project of that name was not made here; ours would remove its containers."""
+    form = '{{.Names}}\t{{.Label "com.docker.compose.project.working_dir"}}'
+    answer = docker.ask("ps", "--all", "--filter", f"label=com.docker.compose.project={project}", "--format", form)
+    tops = [f"{top}/" for top in (root, os.path.realpath(root))]
+    rows = [line.split("\t") for line in answer.out.splitlines() if "\t" in line]
+    strangers = [f"{name} ({place})" for name, place in rows if not place.startswith(tuple(tops))]
+    if strangers:
+        raise ContainerError(
+            f"Nothing was changed. The Compose project {project} on this host is not that of {root}: "
+            f"{', '.join(strangers)}. Choose another name (xinference_server_service), or take it down where it lies "
+            "(docker compose down)."
+        )
+
+
+def refuse_project(docker: Docker, directory: Path, plugin: str = "") -> None:
+    """Raise ContainerError when Compose does not take the project in a directory, before the server is touched.
+
+    `plugin` is Compose where the client does not know it yet.
+    """
+    command = ["--project-directory", str(directory), "--file", str(directory / COMPOSE_FILE), "config", "--quiet"]
+    answer = docker.run([plugin, *command]) if plugin else docker.ask("compose", *command)
+    if answer.code:
+        said = answer.err.strip() or answer.out.strip()
+        raise ContainerError(
+            f"Nothing was changed. Compose does not take what the inventory says, mostly xinference_server_*: {said}"
+        )
 
 
 def files(
@@ -234,7 +285,3 @@ def _same(wanted: str, reference: str) -> bool:
         next(name[len(prefix) :] for prefix in prefixes if name.startswith(prefix)) for name in (wanted, reference)
     ]
     return plain[0] == plain[1]
-
-
-def _encoded(texts: Mapping[str, str]) -> List[Tuple[str, bytes]]:
-    return [(name, text.encode()) for name, text in sorted(texts.items())]

@@ -42,6 +42,23 @@ def listeners(port: int, address: str, root: str, proc: str = "/proc") -> list[d
     return found
 
 
+def cannot_listen(address: str) -> str:
+    """Why no program of this host can listen on an address, empty when one can."""
+    try:
+        answers = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        return f"{address}: {error.strerror or error}"
+    problem = ""
+    for family, kind, protocol, _name, place in answers:
+        try:
+            with socket.socket(family, kind, protocol) as tried:
+                tried.bind(place)
+            return ""
+        except OSError as error:
+            problem = f"{address}: {error.strerror or error}"
+    return problem
+
+
 def runs_from(pid: int, root: str, proc: str = "/proc") -> bool:
     """True when a process is one of the server below `root`: by the mark in its environment, or by where it lies."""
     place = Path(proc, str(pid))

@@ -8,17 +8,21 @@
     <root>/releases/<id>/   files; the id is a hash of their names, modes and contents
     <root>/current          symbolic link to the release in force
 
-A release never changes; another content is another release. Switching is one rename.
+A release never changes; another content is another release. Switching is one rename. The time of a release's directory
+says when it was put in force last.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
+import stat
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Mapping, Optional
@@ -28,6 +32,7 @@ from ..masking import masked_json, masked_yaml
 RELEASES = "releases"
 CURRENT = "current"
 ID_LENGTH = 12
+_ID = re.compile(r"[0-9a-f]{12}\Z")
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,10 @@ class Entry:
         return self.text.encode("utf-8") if self.data is None else self.data
 
 
+class ReleaseError(Exception):
+    """A release that cannot be put in force; the text says what is in the way."""
+
+
 Files = Mapping[str, Entry]
 """The files of a release by their path in it."""
 
@@ -58,29 +67,35 @@ def identity(files: Files) -> str:
 
 
 def current(root: Path) -> Optional[str]:
-    """The id of the release in force, None when there is none."""
+    """The id of the release in force, None when there is none, or when the link leads out of the releases."""
     try:
-        return Path(os.readlink(str(root / CURRENT))).name
+        target = Path(os.readlink(str(root / CURRENT)))
     except OSError:
         return None
+    return target.name if (root / target).parent == root / RELEASES else None
 
 
 def whole(root: Path, files: Files) -> bool:
-    """Whether the release with these files stands on disk, complete and unchanged."""
+    """Whether the release with these files stands on disk, complete and unchanged, with the same rights."""
     directory = root / RELEASES / identity(files)
-    found = {str(path.relative_to(directory)): path.read_bytes() for path in _paths(directory)}
-    return found == {path: entry.content for path, entry in files.items()}
+    found = {str(path.relative_to(directory)): path for path in _paths(directory)}
+    return set(found) == set(files) and all(
+        found[path].read_bytes() == entry.content and stat.S_IMODE(found[path].stat().st_mode) == entry.mode
+        for path, entry in files.items()
+    )
 
 
 def make(root: Path, files: Files) -> bool:
     """Write the release with these files unless it stands; returns whether it had to be written.
 
-    It appears with one rename, so that an interruption leaves no half release. One that somebody changed is replaced.
+    It appears with one rename, so that an interruption leaves no half release; what it leaves the next call removes,
+    so nobody else may do the same meanwhile. One that somebody changed is replaced.
     """
     if whole(root, files):
         return False
     directory = root / RELEASES / identity(files)
     directory.parent.mkdir(parents=True, exist_ok=True)
+    _clear(directory.parent)
     scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=str(directory.parent)))
     try:
         scratch.chmod(0o755)
@@ -94,28 +109,52 @@ def make(root: Path, files: Files) -> bool:
             directory.replace(Path(tempfile.mkdtemp(prefix=".old-", dir=str(directory.parent)), "old"))
         scratch.replace(directory)
     finally:
-        for leftover in [scratch, *directory.parent.glob(".old-*")]:
-            shutil.rmtree(leftover, ignore_errors=True)
+        _clear(directory.parent)
     return True
+
+
+def _clear(directory: Path) -> None:
+    """Remove what was being written, now or by a call that was interrupted; it may hold secrets."""
+    for leftover in [*directory.glob(".new-*"), *directory.glob(".old-*")]:
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def switch(root: Path, release: str) -> bool:
-    """Put a release in force; returns whether another one (or none) was."""
+    """Put a release in force; returns whether another one (or none) was.
+
+    Raises ReleaseError when something stands where the link should be.
+    """
+    place = root / CURRENT
     if current(root) == release:
         return False
+    if place.exists() and not place.is_symlink():
+        raise ReleaseError(
+            f"{place} is no link to a release, and not written by the collection. Move it away, then run again."
+        )
+    for leftover in root.glob(f".{CURRENT}-*"):
+        leftover.unlink()
     link = root / f".{CURRENT}-{os.getpid()}"
-    if link.is_symlink():
-        link.unlink()
     link.symlink_to(Path(RELEASES, release))
-    link.replace(root / CURRENT)
+    link.replace(place)
+    # The kernel's own time for this would be as coarse as its tick.
+    os.utime(str(root / RELEASES / release), ns=(time.time_ns(), time.time_ns()))
     return True
+
+
+def history(root: Path) -> List[str]:
+    """The ids of all releases, the one that was put in force last first."""
+    found = []
+    with contextlib.suppress(FileNotFoundError):
+        for entry in os.scandir(str(root / RELEASES)):
+            if _ID.match(entry.name) and entry.is_dir(follow_symlinks=False):
+                found.append((entry.stat(follow_symlinks=False).st_mtime_ns, entry.name))
+    return [name for _time, name in sorted(found, reverse=True)]
 
 
 def read(directory: Path) -> Dict[str, str]:
     """The texts of a release by path; nothing when it is not there."""
     return {
-        str(path.relative_to(directory)): path.read_text(encoding="utf-8", errors="replace")
-        for path in _paths(directory)
+        str(path.relative_to(directory)): path.read_bytes().decode("utf-8", "replace") for path in _paths(directory)
     }
 
 
@@ -124,7 +163,7 @@ def _paths(directory: Path) -> List[Path]:
     return [path for path in sorted(directory.rglob("*")) if path.is_file()] if directory.is_dir() else []
 
 
-VARIABLE = re.compile(r"(?m)^(\w+)=.*$")
+VARIABLE = re.compile(r"(?m)^([^=\n]+)=.*$")
 
 
 def difference(before: Mapping[str, str], after: Mapping[str, str]) -> List[Dict[str, str]]:

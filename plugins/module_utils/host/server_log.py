@@ -6,18 +6,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Union
+from typing import Optional, Union
 
 from ..server.log import Reader, files
 from . import container
-from .backends import backend
+from .backends import backend_in_force
 from .docker_cli import Docker, DockerError
 from .native_ctl import Native, ServiceError
 
 LINES = 5000
 
 
-def reader(root: Union[str, Path]) -> Reader:
+def reader(root: Union[str, Path], docker_host: Optional[str] = None) -> Reader:
     """Reads it from a time on. What cannot be read is empty, because it would only explain something else."""
     root = Path(root)
     from_files = files(root)
@@ -25,9 +25,9 @@ def reader(root: Union[str, Path]) -> Reader:
     def read(since: float) -> str:
         found = ""
         try:
-            if backend(root) == "docker":
-                found = _container(root, since)
-            elif backend(root) == "native" and Native(root).systemd:
+            if backend_in_force(root) == "docker":
+                found = _container(root, docker_host, since)
+            elif backend_in_force(root) == "native" and Native(root).systemd:
                 found = Native(root).logs(LINES)
         except (DockerError, ServiceError, OSError, ValueError, KeyError):
             pass
@@ -36,9 +36,9 @@ def reader(root: Union[str, Path]) -> Reader:
     return read
 
 
-def _container(root: Path, since: float) -> str:
+def _container(root: Path, docker_host: Optional[str], since: float) -> str:
     """The last lines of the server's container since a time, both of its streams."""
-    docker = Docker()
+    docker = Docker(docker_host)
     seen = container.find(docker, container.load_view(root))
     if seen is None:
         return ""

@@ -18,7 +18,8 @@ from typing import Any, Dict, List, Mapping, Optional
 from ..server import keeper_told, record
 from ..server.client import Client, ServerError
 from ..server.running import Running, look
-from . import backends, container
+from . import container
+from .backends import backend_in_force
 from .docker_cli import Docker, DockerError
 from .native_ctl import Native, ServiceError
 from .release import current
@@ -46,7 +47,7 @@ def server(root: Path, docker_host: Optional[str] = None) -> Dict[str, Any]:
     if not found["release"]:
         return found
     try:
-        found.update(_native(root) if backends.backend(root) == "native" else _in_container(root, docker_host))
+        found.update(_in_container(root, docker_host) if backend_in_force(root) == "docker" else _native(root))
     except (DockerError, ServiceError, OSError, ValueError, KeyError) as error:
         found.update(state="unknown", problem=str(error))
     return found
@@ -60,7 +61,10 @@ def models(root: Path, client: Client) -> List[Dict[str, Any]]:
     running = look(client)
     rows = [_model(one) for _uid, one in sorted(running.items())]
     rows += [
-        {**_row(uid, "missing"), "error": "it is in the release and not on the server"}
+        {
+            **_row(uid, "missing"),
+            "error": "it is in the release and not on the server; playbooks/models.yml launches it",
+        }
         for uid in _absent(root, running)
     ]
     return _with_stories(root, rows)

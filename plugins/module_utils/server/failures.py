@@ -350,9 +350,16 @@ ROWS: Tuple[Row, ...] = (
         "FLASHINFER_CUBIN_DIR.",
     ),
     _row(
+        "server-down",
+        r"Max retries exceeded with url: /(?:v1|status|token)\b|No Xinference answers at",
+        "No server answers there.",
+        "Start it with playbooks/serve.yml (playbooks/site.yml does everything), then run again.",
+    ),
+    _row(
         "hub-offline",
         r"couldn't connect to 'https?://|outgoing traffic has been disabled|LocalEntryNotFoundError|"
-        r"Max retries exceeded with url|cannot find the requested files in the (?:disk|local) cache",
+        r"Max retries exceeded with url: (?!/(?:v1|status|token)\b)|"
+        r"cannot find the requested files in the (?:disk|local) cache",
         "Something of the model is not in its directory, and the engine tried to fetch it from the network.",
         "Find the name of the file or model in the message and add it to the bundle.",
     ),

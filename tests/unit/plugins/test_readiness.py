@@ -9,6 +9,7 @@ import zipfile
 from typing import Any
 
 import pytest
+from ansible_collections.airgap.xinference.plugins.action import xinference_preflight
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.ingest import Request, write_bundle
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import Bundle
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.manifest import (
@@ -232,3 +233,12 @@ def test_a_bundle_is_verified_once_and_its_stamps_go_where_they_can(bundle, tmp_
     assert bundles.verified(bundle, bundle.artifacts, str(tmp_path / "file/c"), lines.append) == ([], bundle.size)
     assert bundles.verified(bundle, bundle.artifacts, str(tmp_path / "file/c"), lines.append) == ([], 0)
     assert len(list((tmp_path / "home/airgap.xinference").iterdir())) == 1
+
+
+def test_the_collection_that_starts_containers_is_missed_before_anything_is_sent(monkeypatch):
+    monkeypatch.setattr(xinference_preflight, "find_spec", lambda name: None)
+    (missing,) = xinference_preflight._controller(needs(backend="docker"))
+    assert "requirements/docker.txt" in missing.cure
+    assert xinference_preflight._controller(needs(backend="native")) == []
+    monkeypatch.setattr(xinference_preflight, "find_spec", lambda name: name)
+    assert xinference_preflight._controller(needs(backend="docker")) == []

@@ -11,7 +11,7 @@ import pytest
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import Bundle
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.manifest import Artifact, Blob
 from ansible_collections.airgap.xinference.plugins.plugin_utils.findings import Finding, Needs, message, table
-from ansible_collections.airgap.xinference.plugins.plugin_utils.readiness import judge_port
+from ansible_collections.airgap.xinference.plugins.plugin_utils.readiness import judge_address, judge_port
 from ansible_collections.airgap.xinference.plugins.plugin_utils.readiness_disk import SLACK, judge_disk, new_layers
 from ansible_collections.airgap.xinference.plugins.plugin_utils.readiness_docker import (
     judge_compose,
@@ -288,3 +288,21 @@ def test_one_table_tells_what_hosts_share_once():
 def test_the_message_of_a_host_has_causes_and_cures_of_problems():
     rows = [Finding("models", "", "a: bad", "").row(), Finding("port", "free", "taken", "stop it").row()]
     assert message(rows) == "models: a: bad\nport: free; found: taken. Cure: stop it"
+
+
+@pytest.mark.parametrize(
+    ("address", "port", "backend", "problem", "checks"),
+    [
+        ("127.0.0.1", 1, "docker", "", []),
+        ("localhost", 65535, "docker", "", []),
+        ("::1", 9997, "docker", "", []),
+        ("gpu-1.site", 9997, "native", "", []),
+        ("gpu-1.site", 9997, "docker", "", ["address"]),
+        ("10.9.9.9", 9997, "docker", "10.9.9.9: Cannot assign requested address", ["address"]),
+        ("10.9.9.9", 70000, "native", "10.9.9.9: Cannot assign requested address", ["port", "address"]),
+        ("127.0.0.1", 0, "docker", "", ["port"]),
+    ],
+)
+def test_an_address_or_a_port_that_no_server_can_have_is_a_problem(address, port, backend, problem, checks):
+    wanted = needs(address=address, port=port, backend=backend)
+    assert [finding.check for finding in judge_address(wanted, facts(address_problem=problem))] == checks

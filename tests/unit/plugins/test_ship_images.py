@@ -83,8 +83,8 @@ def test_an_engine_that_refuses_everything_ends_with_a_message() -> None:
 
 
 def test_shipments_add_up() -> None:
-    first = Shipment({"n": 1}, {"n": 2}, 10, 20, 1, False, ["rsync"])
-    second = Shipment({"n": 3}, {"n": 4}, 1, 2, 3, True, ["rsync", "put_file"])
+    first = Shipment(10, 20, 1, {"n": 1}, {"n": 2}, False, ["stream"])
+    second = Shipment(1, 2, 3, {"n": 3}, {"n": 4}, True, ["stream", "put_file"])
     total = together([first, second])
     assert (total.first, total.answer, total.sent_bytes, total.hashed_bytes) == ({"n": 1}, {"n": 4}, 11, 22)
-    assert (total.blobs, total.changed, total.transports) == (4, True, ["rsync", "put_file"])
+    assert (total.blobs, total.changed, total.transports) == (4, True, ["stream", "put_file"])

@@ -12,6 +12,7 @@ import pytest
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.digest import hash_bytes
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.manifest import Artifact, Blob
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.transfer import Step
+from ansible_collections.airgap.xinference.plugins.plugin_utils.feeding import Tally
 from ansible_collections.airgap.xinference.plugins.plugin_utils.progress import Progress, duration_text
 from ansible_collections.airgap.xinference.plugins.plugin_utils.shipping import (
     ROUNDS,
@@ -20,7 +21,14 @@ from ansible_collections.airgap.xinference.plugins.plugin_utils.shipping import 
     ship,
     summary,
 )
-from ansible_collections.airgap.xinference.plugins.plugin_utils.transport import PutFile, TransportError
+from ansible_collections.airgap.xinference.plugins.plugin_utils.transport import (
+    DiskFull,
+    Hopeless,
+    Overtaken,
+    PutFile,
+    TransportError,
+    Unusable,
+)
 
 MANIFEST, ONE, TWO = (hash_bytes(name) for name in (b"manifest", b"one", b"two"))
 SIZES = {MANIFEST: 10, ONE: 1000, TWO: 2000}
@@ -32,6 +40,7 @@ class Host:
 
     def __init__(self, free=10**9):
         self.has, self.partial, self.damaged, self.free, self.questions = set(), {}, {}, free, 0
+        self.fault = None
 
     def ask(self):
         self.questions += 1
@@ -44,10 +53,11 @@ class Host:
             "partial": {digest: got for digest, got in self.partial.items() if digest in missing},
             "damaged": damaged,
             "hashed_bytes": 7,
+            "given_bytes": 0,
             "blobs": 1,
             "made": [],
             "artifacts": {},
-            "receive": {"path": "/site/partial", "free_bytes": self.free, "rsync": ""},
+            "receive": {"path": "/site/partial", "free_bytes": self.free, "aes": False},
         }
 
 
@@ -57,21 +67,26 @@ class Way:
     def __init__(self, host, name="way", resumes=True, faults=()):
         self.host, self.name, self.resumes, self.faults, self.sent = host, name, resumes, list(faults), []
 
-    def send(self, steps, progress):
+    def send(self, steps, progress, tally):
         fault = self.faults.pop(0) if self.faults else None
         if fault:
-            fault(self.host, steps)
+            tally.sent_bytes += fault(self.host, steps) or 0
+            if isinstance(self.host.fault, Exception):
+                fault, self.host.fault = self.host.fault, None
+                raise fault
+        tally.sent_bytes += sum(step.travels for step in steps)
         self.sent.append([(step.digest, step.travels) for step in steps])
         self.host.has.update(step.digest for step in steps if step.digest not in self.host.damaged)
         progress.add(sum(step.travels for step in steps))
 
 
-def cut(arrived):
-    """A transfer that breaks off after `arrived` bytes of the first blob."""
+def cut(arrived, kind=TransportError):
+    """A transfer that breaks off when `arrived` bytes of the first blob are there."""
 
     def fault(host, steps):
         host.partial[steps[0].digest] = arrived
-        raise TransportError("the line was cut")
+        host.fault = kind("the line was cut")
+        return arrived - steps[0].offset
 
     return fault
 
@@ -119,14 +134,44 @@ def test_a_transport_that_cannot_resume_begins_the_blob_again():
     assert way.sent[-1] == [(ONE, 1000), (TWO, 2000)]
 
 
-def test_a_transport_that_moves_nothing_gives_way_to_the_next():
+def test_a_transport_that_moves_nothing_twice_gives_way_to_the_next():
     host = Host()
     lines: list[str] = []
-    first, second = Way(host, "rsync", faults=[cut(0), cut(0)]), Way(host, "put_file")
-    host.partial = {}
+    first, second = Way(host, "stream", faults=[None, cut(0), cut(0)]), Way(host, "put_file")
     done = run(host, first, second, lines=lines)
-    assert first.sent == [] and done.transports == ["rsync", "put_file"]
+    assert len(first.sent) == 1 and done.transports == ["stream", "put_file"]
+    assert lines == [
+        "site1: the line was cut; going on where it stopped",
+        "site1: the line was cut; going on with put_file",
+    ]
+
+
+def test_a_transport_that_cannot_be_used_gives_way_at_once_and_for_good():
+    host = Host()
+    ways: list[Any] = [Way(host, "stream", faults=[cut(0, Unusable)]), Way(host, "put_file")]
+    lines: list[str] = []
+    done = ship([ARTIFACT], host.ask, lambda answer: ways, "site1", lines.append)
+    assert done.transports == ["put_file"] and [way.name for way in ways] == ["put_file"]
     assert lines == ["site1: the line was cut; going on with put_file"]
+
+
+def test_after_another_controller_the_host_is_asked_again():
+    def overtake(host, steps):
+        host.has.update(step.digest for step in steps)
+        host.fault = Overtaken("another controller was at work")
+
+    host = Host()
+    lines: list[str] = []
+    done = run(host, Way(host, faults=[None, overtake]), lines=lines)
+    assert (done.sent_bytes, host.questions, lines) == (10, 3, [])
+
+
+def test_what_no_attempt_can_mend_is_the_end():
+    host = Host()
+    way = Way(host, faults=[cut(0, Hopeless)])
+    with pytest.raises(ShippingError, match="the line was cut"):
+        run(host, way, Way(host, "put_file"))
+    assert host.questions == 1
 
 
 def test_when_nothing_moves_any_more_the_reason_is_the_message():
@@ -156,11 +201,28 @@ def test_too_little_disk_is_known_before_anything_is_sent():
 def test_a_disk_that_fills_up_on_the_way_is_told_in_numbers():
     def fill(host, steps):
         host.partial[ONE], host.free = 400, 5000
-        raise TransportError("rsync: write failed: No space left on device (28)")
+        host.fault = kind("write: No space left on device (28)")
 
+    kind: type[TransportError] = TransportError
     host = Host()
     with pytest.raises(ShippingError, match=r"2\.5 KiB are needed, 4\.9 KiB are free .*\(28\).*what arrived stays"):
-        run(host, Way(host, "rsync", faults=[None, fill]), Way(host, "put_file"))
+        run(host, Way(host, faults=[None, fill]), Way(host, "put_file"))
+    kind = DiskFull
+    host = Host()
+    with pytest.raises(ShippingError, match=r"2\.5 KiB are needed, 4\.9 KiB are free\. .*what arrived stays"):
+        run(host, Way(host, faults=[None, fill]), Way(host, "put_file"))
+
+
+def test_a_disk_too_full_for_an_answer_is_told_as_full():
+    class Choked(Host):
+        def ask(self):
+            if self.questions == 2:
+                raise ShippingError("cannot write stamps.json")
+            return super().ask()
+
+    host = Choked()
+    with pytest.raises(ShippingError, match="the line was cut"):
+        run(host, Way(host, faults=[None, cut(5, DiskFull)]))
 
 
 def test_a_full_controller_is_told_as_such(tmp_path, monkeypatch):
@@ -171,7 +233,7 @@ def test_a_full_controller_is_told_as_such(tmp_path, monkeypatch):
     way = PutFile(nobody, nobody, "/site/partial", str(tmp_path))
     monkeypatch.setattr(way, "_write_pack", fill)
     with pytest.raises(TransportError, match=r"on the controller is full: 2\.9 KiB are needed, .* local_tmp"):
-        way.send([Step("send", ONE, 1000), Step("send", TWO, 2000)], Progress("site1", 3000, print))
+        way.send([Step("send", ONE, 1000), Step("send", TWO, 2000)], Progress("site1", 3000, print), Tally())
 
 
 def test_it_never_goes_on_for_ever():

@@ -56,3 +56,30 @@ def test_tasks_read_only_variables_of_their_own_role(role: Path) -> None:
             if word not in modules and word not in ROLE_NAMES and not word.startswith(role.name + "_"):
                 strangers.add(f"{path.relative_to(ROOT)}: {word}")
     assert sorted(strangers) == []
+
+
+def test_every_step_on_a_host_asks_the_same_engine() -> None:
+    """The engine that serves has to be the one that was looked at, loaded and torn down."""
+    asked = {name: value for role in ROLES for name, value in defaults(role).items() if name.endswith("_docker_host")}
+    del asked["xinference_bundle_docker_host"]  # of the connected machine
+    assert asked.pop("xinference_server_docker_host") == ""
+    assert set(asked.values()) == {"{{ xinference_server_docker_host | default('') }}"} and len(asked) == 4
+    status = yaml.safe_load((ROOT / "playbooks/status.yml").read_text())[1]["tasks"][0]
+    assert "xinference_server_docker_host" in status["airgap.xinference.xinference_status"]["docker_host"]
+
+
+@pytest.mark.parametrize(
+    ("said", "again"),
+    [
+        ("Error response from daemon: removal of container 0fa7258f is already in progress", True),
+        ('Conflict. The container name "/8d80_xinference-server-1" is already in use by container "10c9".', True),
+        ("Error response from daemon: No such container: 0fa7258f", True),
+        ("listen tcp4 127.0.0.1:9997: bind: address already in use", False),
+        ("No such image: xinference", False),
+    ],
+)
+def test_what_another_run_did_meanwhile_is_tried_again_and_nothing_else(said: str, again: bool) -> None:
+    role = ROOT / "roles/xinference_server"
+    pattern = yaml.safe_load((role / "vars/main.yml").read_text())["__xinference_server_meanwhile"]
+    assert bool(re.search(pattern, said)) is again
+    assert "is search(__xinference_server_meanwhile)" in (role / "tasks/docker.yml").read_text()

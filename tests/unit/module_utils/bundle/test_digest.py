@@ -137,7 +137,36 @@ def test_saving_forgets_files_that_are_gone_and_writes_only_changes(tmp_path: Pa
     assert path.stat().st_ino == inode
     file.unlink()
     Stamps(path).save()
-    assert str(file) not in path.read_text()
+    assert path.stat().st_ino == inode
+    other = tmp_path / "other"
+    other.write_bytes(b"y")
+    stamps = Stamps(path)
+    stamps.digest_of(other)
+    stamps.save()
+    assert str(file) not in path.read_text() and str(other) in path.read_text()
+
+
+def test_blobs_are_sound_while_they_are_the_plain_files_they_were(tmp_path: Path) -> None:
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
+    contents = [b"same", b"changed", b"gone", b"link", b"pipe", b"new"]
+    paths = {reference(content): blobs / reference(content)[7:] for content in contents}
+    stamps = Stamps(tmp_path / "stamps.json")
+    for (name, path), content in zip(paths.items(), contents):
+        path.write_bytes(content)
+        if content != b"new":
+            stamps.record(path, name)
+    same, changed, gone, link, pipe, _new = paths.values()
+    changed.write_bytes(b"CHANGED")
+    os.utime(str(changed), ns=(1, 1))
+    gone.unlink()
+    link.rename(tmp_path / "elsewhere")
+    link.symlink_to(tmp_path / "elsewhere")
+    pipe.unlink()
+    os.mkfifo(str(pipe))
+    wanted = [*paths, "sha256:" + "0" * 64, "../../etc/passwd", ""]
+    assert stamps.sound(blobs, wanted) == {reference(b"same")} == stamps.sound(f"{blobs}/../blobs/", wanted)
+    assert stamps.vouches(same) == reference(b"same") and stamps.sound(tmp_path, wanted) == set()
 
 
 def test_an_atomic_write_leaves_no_scratch_file_and_keeps_equal_content(tmp_path: Path) -> None:

@@ -258,7 +258,7 @@ BAD: Dict[str, Tuple[Callable[[], bytes], str]] = {
     "no layers": (lambda: tar(saved(layers=[], config=b'{"rootfs": {"diff_ids": []}}')), "does not name its layers"),
     "for Windows": (
         lambda: tar(saved(config=json.dumps({**json.loads(CONFIG), "os": "windows"}).encode())),
-        "for windows",
+        "for 'windows'",
     ),
     "another image": (lambda: tar(saved(tags=["nginx:1"])), f"it does not have {NAME}; it has nginx:1"),
     "another OCI image": (lambda: tar(layout(annotations={"io.containerd.image.name": "nginx:1"})), "it has nginx:1"),

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import stat
+import time
 from pathlib import Path
 from typing import Any, Callable, Dict, List
 
@@ -14,13 +16,21 @@ import pytest
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.digest import Stamps, hash_bytes
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.ingest import Request, write_bundle
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import (
+    MAX_ARTIFACTS,
     SHOWN_PROBLEMS,
     Bundle,
     BundleError,
     cache_dir,
     verify,
 )
-from ansible_collections.airgap.xinference.plugins.module_utils.bundle.manifest import MAX_MANIFEST, REF_NAME
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.manifest import (
+    MAX_MANIFEST,
+    MEDIA_INDEX,
+    REF_NAME,
+    Blob,
+    paths_problems,
+)
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.pack import image_manifest, index_entry
 
 
 @pytest.fixture
@@ -118,7 +128,16 @@ def test_an_unknown_layout_version(bundle: Path, version: object) -> None:
         ("size", True, "not a number of bytes"),
         ("size", "12", "not a number of bytes"),
         ("size", 2**63, "over the limit"),
+        ("size", 12.5, "not a number of bytes"),
+        ("size", MAX_MANIFEST + 1, "over the limit"),
+        ("digest", "sha256:" + "0" * 64 + "\n", "is not sha256"),
+        ("digest", "sha512:" + "0" * 128, "is not sha256"),
+        ("digest", "x" * 10**6, "is not sha256"),
         ("mediaType", 3, "mediaType"),
+        ("mediaType", "application/vnd.oci.image.index.v1+json", "is not known here"),
+        ("artifactType", "application/vnd.airgap.xinference.files.v1", "is not that of models"),
+        ("annotations", {REF_NAME: "k" * 33 + "/tiny"}, "is not <kind>/<name>"),
+        ("annotations", {REF_NAME: "models/tiny\n"}, "control characters"),
         ("annotations", {REF_NAME: "models/../../x"}, "is not <kind>/<name>"),
         ("annotations", {REF_NAME: "models/"}, "is not <kind>/<name>"),
         ("annotations", {}, "is not <kind>/<name>"),
@@ -129,7 +148,45 @@ def test_an_unknown_layout_version(bundle: Path, version: object) -> None:
 def test_an_index_entry_that_lies(bundle: Path, field: str, value: object, words: str) -> None:
     rewrite_index(bundle, lambda index: index["manifests"][0].update({field: value}))
     found = problems_of(bundle)
-    assert len(found) == 1 and words in found[0] and "entry 1" in found[0]
+    assert len(found) == 1 and words in found[0] and len(found[0]) < 300
+    assert "entry 1" in found[0] or "models/tiny" in found[0]
+
+
+def test_an_index_of_another_sort_or_of_far_too_many_artifacts(bundle: Path) -> None:
+    rewrite_index(bundle, lambda index: index.update(mediaType="application/vnd.oci.image.manifest.v1+json"))
+    assert "is not that of an image index" in problems_of(bundle)[0]
+    rewrite_index(bundle, lambda index: index.update(mediaType=MEDIA_INDEX, manifests=[{}] * (MAX_ARTIFACTS + 1)))
+    assert problems_of(bundle) == [f"index.json: {MAX_ARTIFACTS + 1} artifacts are more than a bundle can have (4096)"]
+
+
+def test_manifests_that_are_small_each_and_absurd_together_are_not_read(bundle: Path) -> None:
+    def change(index: Dict[str, Any]) -> None:
+        entry = index["manifests"][0]
+        index["manifests"] = [
+            {**entry, "size": MAX_MANIFEST, "annotations": {REF_NAME: f"models/m{number}"}} for number in range(9)
+        ]
+
+    rewrite_index(bundle, change)
+    assert problems_of(bundle) == [
+        f"index.json: {9 * MAX_MANIFEST} bytes of manifests are more than a bundle can have (268435456)"
+    ]
+
+
+def test_a_key_twice_in_one_object_is_no_document(bundle: Path) -> None:
+    text = (bundle / "index.json").read_text()
+    (bundle / "index.json").write_text(text.replace('"schemaVersion": 2', '"schemaVersion": 2, "schemaVersion": 2'))
+    assert problems_of(bundle) == ["index.json: not JSON (the key 'schemaVersion' occurs twice in one object)"]
+
+
+def test_an_empty_configuration_that_is_not_empty(bundle: Path) -> None:
+    rewrite_manifest(
+        bundle,
+        "tools/some",
+        lambda manifest: manifest["config"].update(
+            manifest["layers"][0], mediaType="application/vnd.oci.empty.v1+json", annotations={}
+        ),
+    )
+    assert "is not the empty one it says it is" in problems_of(bundle)[0]
 
 
 def test_an_index_entry_that_is_no_object_and_a_name_used_twice(bundle: Path) -> None:
@@ -167,7 +224,15 @@ def test_a_manifest_of_another_size_or_content_or_none(bundle: Path) -> None:
         "a\x00b",
         "x" * 256,
         "y/" * 600 + "z",
+        "d/" * 64 + "z",
         "\udcff",
+        "a\x1b[2Jb",
+        "a\x9bb",
+        "C:/Windows",
+        "c:x",
+        "NUL",
+        "sub/con",
+        "Com1/x",
     ],
 )
 def test_a_path_that_would_leave_or_break(bundle: Path, path: str) -> None:
@@ -191,6 +256,18 @@ def test_paths_that_collide(bundle: Path) -> None:
     assert any("is a file and also the directory" in problem for problem in found)
 
 
+def test_long_and_foreign_names_that_harm_nobody_are_allowed(bundle: Path) -> None:
+    names = ["x" * 255, "é/ü.bin", "aux.py", "console", "com10", "ab:c", "d/" * 63 + "z"]
+
+    def change(manifest: Dict[str, Any]) -> None:
+        layer = manifest["layers"][0]
+        manifest["layers"] = [{**layer, "annotations": {"org.cncf.model.filepath": name}} for name in names]
+
+    rewrite_manifest(bundle, "models/tiny", change)
+    tiny = Bundle.open(bundle).find("models", "tiny")
+    assert tiny is not None and sorted(file.path for file in tiny.files) == sorted(names)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -203,6 +280,17 @@ def test_paths_that_collide(bundle: Path) -> None:
         lambda manifest: manifest.update(mediaType="text/plain"),
         lambda manifest: manifest.update(annotations={"a": 1}),
         lambda manifest: manifest["layers"][0].update(size=10**30),
+        lambda manifest: manifest["layers"][0].update(size=2.0),
+        lambda manifest: manifest["layers"][0].update(size=float("inf")),
+        lambda manifest: manifest["layers"][0].update(size=None),
+        lambda manifest: manifest["layers"][0].update(mediaType="application/vnd.cncf.model.weight.v1.tar"),
+        lambda manifest: manifest["layers"][0].update(mediaType="application/octet-stream"),
+        lambda manifest: manifest["layers"][0].update(mediaType="x" * 100000),
+        lambda manifest: manifest["config"].update(mediaType="application/vnd.oci.empty.v1+json"),
+        lambda manifest: manifest["config"].update(size=MAX_MANIFEST + 1),
+        lambda manifest: manifest.update(artifactType="application/vnd.airgap.xinference.files.v1"),
+        lambda manifest: manifest.update(annotations={"a": "\x1b]0;owned\x07"}),
+        lambda manifest: manifest.update(annotations={"a\ud800": "b"}),
         lambda manifest: manifest["layers"][1].update(digest=manifest["layers"][0]["digest"]),
     ],
 )
@@ -232,6 +320,92 @@ def test_a_blob_that_is_a_link_or_a_directory(bundle: Path) -> None:
     weights.unlink()
     weights.mkdir()
     assert [problem.rpartition(": ")[2] for problem in problems_of(bundle)] == ["blob is not a regular file"] * 2
+
+
+@pytest.mark.parametrize("place", ["index.json", "oci-layout", "manifest", "blob"])
+@pytest.mark.parametrize("thing", ["link", "pipe", "directory", "device"])
+def test_what_is_no_plain_file_is_neither_followed_nor_waited_for(bundle: Path, place: str, thing: str) -> None:
+    opened = Bundle.open(bundle)
+    blobs = {"manifest": opened.artifacts[0].digest, "blob": opened.artifacts[0].files[0].digest}
+    path = opened.blob_path(blobs[place]) if place in blobs else bundle / place
+    path.rename(bundle / "elsewhere")
+    if thing == "link":
+        path.symlink_to(bundle / "elsewhere")
+    elif thing == "pipe":
+        os.mkfifo(str(path))
+    elif thing == "directory":
+        path.mkdir()
+    else:
+        try:
+            os.mknod(str(path), stat.S_IFCHR | 0o666, os.makedev(1, 3))
+        except PermissionError:
+            pytest.skip("only root makes devices")
+    found = problems_of(bundle)
+    assert len(found) == 1 and found[0].endswith("not a regular file")
+
+
+@pytest.mark.parametrize("place", ["blobs", "blobs/sha256"])
+def test_blobs_lie_in_plain_directories(bundle: Path, place: str) -> None:
+    (bundle / place).rename(bundle / "elsewhere")
+    (bundle / place).symlink_to(bundle / "elsewhere")
+    assert problems_of(bundle) == [f"{place}: not a plain directory"]
+
+
+def test_a_volume_and_a_half_joined_bundle_are_told_from_a_bundle(bundle: Path) -> None:
+    (bundle / "index.json").unlink()
+    (bundle / "partial").mkdir()
+    assert "go on with playbooks/join.yml" in problems_of(bundle)[0]
+    (bundle / "volume.json").write_text("{}")
+    assert "one volume of a bundle that was split" in problems_of(bundle)[0]
+
+
+def add_image(bundle: Path, config: bytes, layers: List[str], name: str = "server:1") -> None:
+    """Put an image with these layers into the bundle by hand."""
+    blobs = [Blob(hash_bytes(content.encode()), len(content)) for content in layers]
+    manifest = image_manifest(config, blobs, name)
+    for content in (config, manifest, *(content.encode() for content in layers)):
+        (bundle / "blobs/sha256" / hash_bytes(content)[7:]).write_bytes(content)
+    entry = index_entry("images/server-1", "", manifest)
+    rewrite_index(bundle, lambda index: index["manifests"].append(entry))
+
+
+def image_config(layers: List[str], **more: Any) -> bytes:
+    """The configuration of an image with these layers."""
+    names = [hash_bytes(content.encode()) for content in layers]
+    return json.dumps({"rootfs": {"type": "layers", "diff_ids": names}, **more}).encode()
+
+
+def test_an_image_says_in_both_places_the_same(bundle: Path) -> None:
+    add_image(bundle, image_config(["one", "two"], os="linux"), ["one", "two"])
+    image = Bundle.open(bundle).find("images", "server-1")
+    assert image is not None and len(image.layers) == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "words"),
+    [
+        (image_config(["one", "two"]), "nginx:1", "calls the image 'nginx:1', which has another name"),
+        (image_config(["one", "two"]), "-rf", "calls the image '-rf'"),
+        (image_config(["one"]), "server:1", "has other layers than the configuration"),
+        (image_config(["one", "other"]), "server:1", "has other layers than the configuration"),
+        (image_config(["one", "two"], os="windows"), "server:1", "for 'windows', not for Linux"),
+        (b"{}", "server:1", "no rootfs"),
+        (b'{"rootfs": {"diff_ids": ["latest"]}}', "server:1", "by digest"),
+        (b"[" * 100_000, "server:1", "not JSON"),
+    ],
+)
+def test_an_image_that_lies(bundle: Path, config: bytes, name: str, words: str) -> None:
+    add_image(bundle, config, ["one", "two"], name)
+    found = problems_of(bundle)
+    assert len(found) == 1 and found[0].startswith("images/server-1: ") and words in found[0]
+
+
+def test_a_great_many_deep_paths_are_judged_in_no_time() -> None:
+    began = time.monotonic()
+    paths = [f"{number:05}/" + "d/" * 60 + "f" for number in range(20_000)]
+    assert paths_problems(paths) == []
+    assert len(paths_problems([*paths, *paths, "00007"])) == 20_001
+    assert time.monotonic() - began < 60
 
 
 def test_sizes_must_agree_between_artifacts(bundle: Path) -> None:

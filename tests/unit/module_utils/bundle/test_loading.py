@@ -9,7 +9,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
-from typing import Iterable, List, Optional
+from typing import Any, Iterable, List, Optional
 
 import pytest
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle import loading
@@ -179,6 +179,19 @@ def test_a_refused_part_is_not_an_error_but_a_refused_whole_is(store: Store) -> 
         carry_out(engine, store, image, look(engine, store, image, False))  # type: ignore[arg-type]
 
 
+def test_an_engine_that_went_away_is_not_sent_the_whole_image(store: Store) -> None:
+    class Gone(FakeEngine):
+        def load(self, content: Iterable[bytes]) -> None:
+            raise EngineError("The Docker Engine went away")
+
+    engine: Any = Gone([Known("sha256:o", ["server:0"], NAMES[:2], 5)])
+    image = image_of(store)
+    plan = look(engine, store, image, False)
+    assert not plan.complete
+    with pytest.raises(EngineError, match="went away"):
+        carry_out(engine, store, image, plan)
+
+
 def test_a_missing_name_is_given(store: Store) -> None:
     image, engine = image_of(store), FakeEngine([known(tags=[])])
     plan = look(engine, store, image, False)  # type: ignore[arg-type]
@@ -219,9 +232,9 @@ def test_a_manifest_and_a_configuration_that_disagree_are_refused(tmp_path: Path
     manifest = image_manifest(CONFIG, LAYERS[:2], "server:1")
     for content in (manifest, CONFIG):
         store.partial_path(hash_bytes(content)).write_bytes(content)
-    keep(store, [Wanted("images", "n", hash_bytes(manifest), len(manifest))])
+    keep(store, [Wanted("images", "server-1", hash_bytes(manifest), len(manifest))])
     with pytest.raises(StoreError, match="other layers than the configuration"):
-        carried(store, read_artifact(store, "images", "n", hash_bytes(manifest), len(manifest)))
+        carried(store, read_artifact(store, "images", "server-1", hash_bytes(manifest), len(manifest)))
 
 
 def test_a_manifest_without_a_name_is_refused(store: Store) -> None:

@@ -19,7 +19,7 @@ from ansible_collections.airgap.xinference.plugins.module_utils.bundle import li
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle import store as store_module
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.digest import hash_bytes
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.ingest import Request, write_bundle
-from ansible_collections.airgap.xinference.plugins.module_utils.bundle.keep import Wanted, keep
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.keep import Wanted, keep, packed
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import Bundle
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.library import unpack_wheel
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.sizes import size_text
@@ -410,3 +410,28 @@ def test_wheels_with_compiled_code_or_unsafe_paths_are_refused(tmp_path):
     (tmp_path / "w.whl").write_bytes(b"no zip")
     with pytest.raises(StoreError, match="not a wheel"):
         unpack_wheel(tmp_path / "w.whl", "w-1.0-py3-none-any.whl", tmp_path / "t")
+
+
+def test_a_manifest_that_comes_with_the_question_spares_one(tmp_path):
+    place = tmp_path / "model"
+    place.mkdir()
+    (place / "file").write_bytes(CONTENT)
+    write_bundle(tmp_path / "bundle", [Request("models", "m", str(place))])
+    bundle = Bundle.open(tmp_path / "bundle")
+    entry = bundle.artifacts[0]
+    path = bundle.blob_path(entry.digest)
+    wanted = Wanted(entry.kind, entry.name, entry.digest, path.stat().st_size, manifest=packed(path.read_bytes()))
+    store = Store(tmp_path / "root")
+    answer = keep(store, [wanted])
+    assert answer.given_bytes == wanted.size and entry.digest not in answer.missing
+    assert answer.missing == {digest: size for digest, size in entry.blobs if digest != entry.digest}
+    assert keep(Store(tmp_path / "root"), [wanted]).given_bytes == 0
+    # What is not what it is called is not taken, and neither is what unfolds to more than it should be.
+    for number, content in enumerate((b"x" * wanted.size, b"x" * 10_000_000, b"short")):
+        store = Store(tmp_path / f"other{number}")
+        answer = keep(store, [wanted._replace(manifest=packed(content))])
+        assert entry.digest in answer.missing and not store.has(entry.digest)
+        assert sum(file.stat().st_size for file in store.partial.iterdir()) <= wanted.size + 1
+    answer = keep(Store(tmp_path / "odd"), [wanted._replace(manifest="no base64")])
+    assert answer.given_bytes == 0 and entry.digest in answer.missing
+    assert keep(Store(tmp_path / "dry", dry_run=True), [wanted]).missing and not (tmp_path / "dry").exists()

@@ -8,12 +8,18 @@ from __future__ import annotations
 import dataclasses
 import os
 import stat
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Dict
 
 import pytest
-from ansible_collections.airgap.xinference.plugins.module_utils.host import compose, docker_release, release
+from ansible_collections.airgap.xinference.plugins.module_utils.host import (
+    compose,
+    docker_cli,
+    docker_release,
+    release,
+)
 from ansible_collections.airgap.xinference.plugins.module_utils.host.docker_release import ContainerError
 from ansible_collections.airgap.xinference.plugins.module_utils.host.gpus import Given
 from ansible_collections.airgap.xinference.plugins.module_utils.server.engines import engines
@@ -198,10 +204,95 @@ def test_dollar_signs_are_literal() -> None:
         ("$HOME #x", "A='$HOME #x'\n"),
         ("it's $5", 'A="it\'s \\$5"\n'),
         ('two\nlines "x" \\', 'A="two\\nlines \\"x\\" \\\\"\n'),
+        ("two\r\nlines", 'A="two\\r\\nlines"\n'),
     ],
 )
 def test_values_of_the_file_of_variables_mean_nothing(value: str, line: str) -> None:
     assert compose.env_file({"A": value}) == line
+
+
+def test_what_compose_would_misunderstand_is_refused() -> None:
+    for server in SERVERS.values():
+        assert not compose.faults(server, ["HF_TOKEN", "MY-TOKEN", "my.token"])
+    mounts = (
+        compose.Mount("/etc", "/models/"),
+        compose.Mount("/etc", "here"),
+        compose.Mount("/a", "/b"),
+        compose.Mount("/c", "/b"),
+        compose.Mount("/srv/hf", compose.CACHES["huggingface"], False),
+    )
+    options = {"environment": {"A": "1"}, "labels": ["a=b"], "volumes": [], "shm_size": "1g", "healthcheck": None}
+    wrong = replace(GPU, project="My Site", port=70000, host="gpu.site", mounts=mounts, options=options)
+    wrong = replace(wrong, log_max_size="big", log_max_files=0)
+    told = "\n".join(compose.faults(wrong, ["A B", "1ST_KEY", "\u00dc_KEY"]))
+    assert [line.partition(" ")[0] for line in told.splitlines()] == [
+        "xinference_server_service",
+        "xinference_port",
+        "xinference_host",
+        "xinference_server_log_max_size",
+        "xinference_server_log_max_files",
+        "'A",
+        "'1ST_KEY'",
+        "'\u00dc_KEY'",
+        "xinference_server_mounts:",
+        "xinference_server_mounts:",
+        "xinference_server_mounts:",
+        "xinference_server_container_options.environment:",
+        "xinference_server_container_options.labels",
+        "xinference_server_container_options.volumes:",
+    ]
+    assert "/models is taken by the collection" in told and "/b is taken\n" in told
+    with pytest.raises(ContainerError, match=r"Nothing was changed\. .*70000.*this host has no /srv/hf"):
+        docker_release.refuse_faults(wrong, {})
+
+
+def test_an_address_of_another_host_is_refused() -> None:
+    with pytest.raises(ContainerError, match=r"xinference_host: 192\.0\.2\.1"):
+        docker_release.refuse_faults(replace(CPU, host="192.0.2.1"), {})
+
+
+def test_mounted_files_must_be_there_but_in_check_mode() -> None:
+    server = replace(CPU, mounts=(compose.Mount("/not/there", "/x"),))
+    docker_release.refuse_faults(server, {}, there=False)
+    with pytest.raises(ContainerError, match="this host has no /not/there"):
+        docker_release.refuse_faults(server, {})
+
+
+def test_a_project_that_compose_does_not_take_is_refused(tmp_path: Path) -> None:
+    plugin = tmp_path / "docker-compose"
+    plugin.write_text('#!/bin/sh\necho "$@" > "$0.asked"\necho "invalid size: lots" >&2\nexit 15\n')
+    plugin.chmod(0o755)
+    docker: Any = docker_cli.Docker.__new__(docker_cli.Docker)
+    docker._client = [str(plugin), "--host", "tcp://h"]
+    for path, asked in (("", "--host tcp://h compose "), (str(plugin), "")):
+        with pytest.raises(ContainerError, match=r"Nothing was changed\. .*invalid size: lots"):
+            docker_release.refuse_project(docker, tmp_path, path)
+        there = f"--project-directory {tmp_path} --file {tmp_path}/compose.yaml config --quiet\n"
+        assert Path(f"{plugin}.asked").read_text() == asked + there
+    plugin.write_text("#!/bin/sh\n")
+    docker_release.refuse_project(docker, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "refused"),
+    [
+        ("xinference-server-1\t/opt/x/current", False),
+        ("xinference-web-1\t/srv/xinference", True),
+        ("xinference-web-1\t/opt/xinference", True),
+    ],
+)
+def test_containers_of_a_project_of_somebody_else_are_not_taken_away(line: str, refused: bool) -> None:
+    class Client:
+        def ask(self, *arguments: str) -> docker_cli.Answer:
+            assert "label=com.docker.compose.project=xinference" in arguments
+            return docker_cli.Answer(0, f"{line}\n", "")
+
+    client: Any = Client()
+    if refused:
+        with pytest.raises(ContainerError, match=r"Nothing was changed\. .*xinference-web-1 \(/.*docker compose down"):
+            docker_release.refuse_strangers(client, Path("/opt/x"), "xinference")
+    else:
+        docker_release.refuse_strangers(client, Path("/opt/x"), "xinference")
 
 
 def test_the_image_is_found_by_name_and_named_by_id() -> None:
@@ -243,6 +334,11 @@ def test_engines_from_the_bundle_replace_the_switches_of_installers() -> None:
     wheels = docker_release.environment_of(container, WHEELS.engines, {})
     assert wheels["UV_OFFLINE"] == "1" and wheels["UV_NO_INDEX"] == "1" and wheels["UV_FIND_LINKS"] == "/wheels"
     assert docker_release.environment_of(container, CPU.engines, {})["XINFERENCE_ENABLE_VIRTUAL_ENV"] == "0"
+
+
+def test_secrets_come_before_all_other_variables() -> None:
+    container = {"environment": {"A_TOKEN": "ours"}, "overrides": {"A_TOKEN": "open"}}
+    assert docker_release.environment_of(container, CPU.engines, {"A_TOKEN": "secret"})["A_TOKEN"] == "secret"
 
 
 def test_engines_that_cannot_be_had_are_refused() -> None:
@@ -309,3 +405,14 @@ def test_the_view_tells_paths_and_numbers_as_the_server_has_them() -> None:
     view = docker_release.view(GPU)
     assert view["models"] == "/models" and view["endpoint"] == "http://127.0.0.1:9998"
     assert view["gpus"] == [{"index": 0, "names": ["0", "GPU-a"]}, {"index": 1, "names": ["2", "GPU-c"]}]
+
+
+def test_a_large_mounted_file_is_not_read_into_memory(tmp_path: Path) -> None:
+    file = tmp_path / "large"
+    with file.open("wb") as made:
+        made.truncate(64 << 20)
+    tracemalloc.start()
+    assert docker_release.content_hash([str(file)], {})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 << 20

@@ -85,7 +85,12 @@ def test_the_reason_of_a_loss_is_told() -> None:
         (state(restarts=1), "xinference-server-1 ended."),
         (state("restarting", restarts=1), "xinference-server-1 ended with code 1."),
         (state("exited", OOMKilled=True), "xinference-server-1 ended with code 1 (killed for want of memory)."),
-        (state(health="unhealthy"), "xinference-server-1 is unhealthy: connection refused"),
+        (
+            state(health="unhealthy"),
+            "xinference-server-1 runs and does not answer, so it is unhealthy. When its log tells no reason: docker "
+            "restart xinference-server-1, then run again. It said: connection refused",
+        ),
+        (state(Health={"Status": "unhealthy", "Log": []}), "xinference-server-1 ended."),
         (state("paused"), "xinference-server-1 is paused; docker unpause xinference-server-1"),
     ],
 )
@@ -111,6 +116,20 @@ class Engine:
         return "torch.OutOfMemoryError"
 
 
+def test_the_container_of_the_service_is_meant_and_no_run_of_a_command() -> None:
+    class Client(Engine):
+        def container(self, labels: Dict[str, str]) -> Dict[str, Any]:
+            assert labels == {
+                "com.docker.compose.project": "xinference",
+                "com.docker.compose.service": "server",
+                "com.docker.compose.oneoff": "False",
+            }
+            return super().container(labels)
+
+    client: Any = Client(state())
+    assert container.find(client, VIEW)
+
+
 VIEW = {"project": "xinference", "service": "server", "endpoint": "http://127.0.0.1:9", "gpus": []}
 
 
@@ -125,3 +144,18 @@ def test_a_container_that_never_answers_fails_in_time() -> None:
     engine: Any = Engine(state(health="starting"))
     with pytest.raises(container.NotHealthy, match=r"is starting and does not answer on http://127.0.0.1:9 after 0 s"):
         container.wait(engine, VIEW, 0, pause=lambda _seconds: None)
+
+
+@pytest.mark.parametrize(
+    ("seen", "told"),
+    [
+        (state(), "no such option\nxinference-server-1 runs on as it was."),
+        (state("paused"), "no such option\nxinference-server-1 is paused; docker unpause xinference-server-1"),
+        (state("created", health=None), "no such option"),
+        (state("exited"), "no such option\nThe end of its log:\ntorch.OutOfMemoryError"),
+    ],
+)
+def test_a_start_that_failed_is_told_with_the_log_of_the_container_that_failed_only(seen: Dict, told: str) -> None:
+    engine: Any = Engine(seen)
+    failure = container.failed_start(engine, VIEW, "no such option\n")
+    assert str(failure) == told and bool(failure.log) == ("log" in told)

@@ -39,7 +39,7 @@ sys.exit(7)
 KEEPER = "import time; print('kept', flush=True); time.sleep(60)"
 
 
-def until(condition: Callable[[], Any], limit: float = 10.0) -> Any:
+def until(condition: Callable[[], Any], limit: float = 60.0) -> Any:
     deadline = time.monotonic() + limit
     while time.monotonic() < deadline:
         found = condition()
@@ -95,7 +95,7 @@ def test_the_server_gets_exactly_the_environment_of_its_release(tmp_path: Path, 
     deploy(tmp_path, WANTED="1")
     process = runner()
     process.send_signal(signal.SIGTERM)
-    printed = process.communicate(timeout=20)[0].decode()
+    printed = process.communicate(timeout=60)[0].decode()
     assert f"environment: {['LANG', 'LIVES', 'WANTED', native_run.MARK, native_run.SOCKETS]}" in printed
 
 
@@ -225,7 +225,7 @@ def test_stopping_what_does_not_run_does_nothing_and_waits_for_nothing(tmp_path:
     step = service.plan(native, "stopped", native.state(), native.digest)
     began = time.monotonic()
     service.carry_out(native, step, 60)
-    assert step.action == "none" and time.monotonic() - began < 5
+    assert step.action == "none" and time.monotonic() - began < 20
 
 
 def test_a_root_whose_path_only_begins_alike_is_another_server(tmp_path: Path) -> None:

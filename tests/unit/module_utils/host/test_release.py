@@ -36,6 +36,20 @@ def test_a_release_is_written_once_and_put_in_force(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "releases").iterdir()] == [wanted]
 
 
+def test_releases_are_known_in_the_order_in_which_they_were_put_in_force(tmp_path: Path) -> None:
+    made = []
+    for number in range(3):
+        files = {"service.json": Entry(f"{number}\n")}
+        made.append(release.identity(files))
+        release.make(tmp_path, files)
+        release.switch(tmp_path, made[-1])
+    assert release.history(tmp_path) == made[::-1]
+    release.switch(tmp_path, made[0])
+    (tmp_path / "releases/.new-left").mkdir()
+    assert release.history(tmp_path) == [made[0], made[2], made[1]]
+    assert release.history(tmp_path / "nowhere") == []
+
+
 def test_only_the_owner_reads_what_may_hold_secrets(tmp_path: Path) -> None:
     files = definition.files(tmp_path, SERVICE, [{"model_uid": "m"}], {})
     release.make(tmp_path, files)
@@ -52,6 +66,50 @@ def test_a_release_that_was_tampered_with_is_written_again(tmp_path: Path) -> No
     assert release.make(tmp_path, FILES)
     assert path.read_text() == "{}\n"
     assert len(list((tmp_path / "releases").iterdir())) == 1
+
+
+def test_rights_that_somebody_changed_are_put_right(tmp_path: Path) -> None:
+    release.make(tmp_path, FILES)
+    path = tmp_path / "releases" / release.identity(FILES) / "service.json"
+    path.chmod(0o444)
+    assert not release.whole(tmp_path, FILES)
+    assert release.make(tmp_path, FILES)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o400
+
+
+def test_a_line_end_of_its_own_in_a_file_is_no_change(tmp_path: Path) -> None:
+    files = {"server.env": Entry("A='one\rtwo\r\nthree'\n", 0o400)}
+    release.make(tmp_path, files)
+    assert release.whole(tmp_path, files)
+
+
+def test_what_interrupted_runs_left_is_removed(tmp_path: Path) -> None:
+    release.make(tmp_path, FILES)
+    for place in (".new-1", ".old-1/old"):
+        (tmp_path / "releases" / place).mkdir(parents=True)
+        (tmp_path / "releases" / place / "server.env").write_text("A='secret'\n")
+    (tmp_path / ".current-1").symlink_to("releases/1")
+    release.make(tmp_path, {"a": Entry("1")})
+    release.switch(tmp_path, release.identity(FILES))
+    assert len(list((tmp_path / "releases").iterdir())) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["current", "releases"]
+
+
+def test_a_link_that_leads_out_of_the_releases_is_put_right(tmp_path: Path) -> None:
+    wanted = release.identity(FILES)
+    release.make(tmp_path, FILES)
+    (tmp_path / "current").symlink_to(f"/nowhere/releases/{wanted}")
+    assert release.current(tmp_path) is None
+    assert release.switch(tmp_path, wanted)
+    assert (tmp_path / "current" / "service.json").exists() and release.current(tmp_path) == wanted
+
+
+def test_what_is_no_link_is_left_alone(tmp_path: Path) -> None:
+    release.make(tmp_path, FILES)
+    (tmp_path / "current").mkdir()
+    with pytest.raises(release.ReleaseError, match=r"current is no link to a release.*Move it away"):
+        release.switch(tmp_path, release.identity(FILES))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["current", "releases"]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +152,7 @@ def test_a_diff_shows_what_changes_and_no_secret() -> None:
             "service.json": definition.json_text(service),
             "models.json": definition.json_text([entry, {"replica": port}]),
             "compose.yaml": yaml_text({"services": {"x": {**service, "secrets": [secret]}}, "name": "p"}),
-            "server.env": f"ANY={secret}\n",
+            "server.env": f"ANY={secret}\nMY-OWN.PIN='{secret}'\n",
             "server.json": f"not JSON, {secret}",
             "bin/run": secret,
         }

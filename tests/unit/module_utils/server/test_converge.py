@@ -116,7 +116,7 @@ def test_a_launch_that_hangs_is_cancelled(version):
     server, record = scripted(version, m="hang"), Record(None)
     start = time.monotonic()
     outcomes = do(server, spec("m"), spec("n"), record=record, timeout=1.0)
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 60
     assert "cancel m" in server.log and outcomes["n"].ok
     assert "not ready after 1 s (progress 80%); the launch was cancelled" in outcomes["m"].error
     assert "wait_timeout" in outcomes["m"].diagnosis.cure

@@ -242,7 +242,7 @@ def test_the_lock_is_for_one_and_names_its_holder(tmp_path):
         words = rf"the keeper \(process {holder.pid}, since .*Waited 0 s"
         with pytest.raises(LockHeld, match=words), lock(path, 0.3, "ansible"):
             pass
-        assert 0.2 < time.monotonic() - start < 5
+        assert 0.2 < time.monotonic() - start < 30
         context.Process(target=_release_later, args=(release,)).start()
         with lock(path, 10, "ansible"):
             assert "ansible" in path.read_text(encoding="utf-8")
