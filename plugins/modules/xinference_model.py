@@ -149,6 +149,11 @@ options:
       - Root directory of the installation on the host, with the record and its lock.
     type: path
     default: /opt/xinference
+  docker_host:
+    description:
+      - Address of the engine whose log of the server shows why a launch failed, by default what the client of the host
+        is set up for.
+    type: str
   wait_timeout:
     description:
       - How many seconds one launch may take to become ready before it is cancelled. An alternative has as long.
@@ -351,6 +356,7 @@ def main() -> None:
             "first_choice": {"type": "bool", "default": True},
             "server_gpus": {"type": "list", "elements": "raw", "default": []},
             "root": {"type": "path", "default": "/opt/xinference"},
+            "docker_host": {"type": "str"},
             "wait_timeout": {"type": "float", "default": 1800.0},
             "lock_wait": {"type": "float", "default": 600.0},
             **SERVER_OPTIONS,
@@ -378,7 +384,7 @@ def main() -> None:
             lock_wait=given["lock_wait"],
             rehearse=module.check_mode,
             who="the Ansible module xinference_model",
-            log=reader(given["root"]),
+            log=reader(given["root"], given["docker_host"]),
         )
     conclude(module, client, applied)
 

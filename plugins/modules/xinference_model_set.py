@@ -52,6 +52,11 @@ options:
         list of shipped models.
     type: path
     default: /opt/xinference
+  docker_host:
+    description:
+      - Address of the engine whose log of the server shows why a launch failed, by default what the client of the host
+        is set up for.
+    type: str
   prune:
     description:
       - Which models that are not in O(models) are terminated.
@@ -280,6 +285,7 @@ def main() -> None:
             "models": {"type": "list", "elements": "dict", "required": True},
             "server_gpus": {"type": "list", "elements": "raw", "default": [], "aliases": ["gpus"]},
             "root": {"type": "path", "default": "/opt/xinference"},
+            "docker_host": {"type": "str"},
             "prune": {"type": "str", "choices": ["managed", "all", "none"], "default": "managed"},
             "relaunch": {"type": "str", "choices": list(RELAUNCH), "default": "replace"},
             "first_choice": {"type": "bool", "default": True},
@@ -307,7 +313,7 @@ def main() -> None:
             lock_wait=given["lock_wait"],
             rehearse=module.check_mode,
             who="the Ansible module xinference_model_set",
-            log=reader(given["root"]),
+            log=reader(given["root"], given["docker_host"]),
         )
     conclude(module, client, applied)
 
