@@ -167,7 +167,9 @@ class Book:
         if uid not in self.ready_at or moved:
             if model.served_since is not None:
                 model.restarts += 1
-            self._cured(model, entry)
+            # What somebody altered serves, and is the fault.
+            if one.kind != ALTERED:
+                self._cured(model, entry)
             self.ready_at[uid] = now
             model.served_since = round(self.clock.now(), 1)
         if one.since is not None:

@@ -342,6 +342,17 @@ def test_a_model_that_somebody_stopped_comes_back(served):
     assert served.told("a")["kind"] == "running" and served.told("b")["restarts"] == 0
 
 
+def test_a_model_that_somebody_altered_is_put_back_and_that_is_its_cure(served):
+    served.server.put("a", name="other")
+    served.go(6)
+    assert served.launched() == [["a"]] and not served.told("a")["cure"]
+    served.finish(action="relaunch")
+    served.go(1)
+    model = served.told("a")
+    assert (model["kind"], model["by"], model["failures"]) == ("running", "the keeper", 0)
+    assert "launched again by the keeper" in model["cure"]["what"]
+
+
 @pytest.mark.parametrize("policy", ["report", "leave"])
 def test_under_another_policy_it_stays_stopped_and_is_named(tmp_path, policy):
     world = World(tmp_path)
