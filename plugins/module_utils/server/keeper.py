@@ -104,6 +104,13 @@ class Keeper:
         self.state.started = round(now, 1)
         self.state.server.setdefault("restarts", 0)
 
+    @property
+    def kept(self) -> Release:
+        """The release to go by; nothing asks for it while there is none."""
+        if self.release is None:
+            raise Unreadable("no release is in force")
+        return self.release
+
     # -- one turn
 
     def tick(self) -> float:
@@ -128,7 +135,6 @@ class Keeper:
         if not self._follow():
             self._end_job("there is no release to go by")
             return IDLE_PAUSE
-        assert self.release
         if self._is_refused():
             return IDLE_PAUSE
         self._watch()
@@ -139,7 +145,7 @@ class Keeper:
             self._act()
             running = [uid for uid, one in self.book.found.items() if one.kind == RUNNING]
             free = self.job is None and self.clock.steady() >= self.hold_until
-            self.prober.turn(self.client, self.release, running, free)
+            self.prober.turn(self.client, self.kept, running, free)
         pause = max(0.05, self.next_question - self.clock.steady())
         return min(pause, WORK_PAUSE) if self.job or self.prober.busy else pause
 
@@ -180,10 +186,9 @@ class Keeper:
 
     def _question(self) -> None:
         """Ask the server what is due, and look closely when the answer is another than before."""
-        assert self.release
-        self.next_question = self.clock.steady() + self.release.settings.interval
+        self.next_question = self.clock.steady() + self.kept.settings.interval
         if self.client is None:
-            self.client = self.connect(self.release, QUESTION_TIMEOUT)
+            self.client = self.connect(self.kept, QUESTION_TIMEOUT)
         try:
             if not self.up or self.seen == NOTHING or self._differs(self.client):
                 self._look(self.client)
@@ -195,7 +200,7 @@ class Keeper:
             self._refuse(error.message)
         except ServerError as error:
             self._is_down("in trouble", error.message)
-            done = self.half_dead.seen(error, self.clock.steady(), self.release.settings)
+            done = self.half_dead.seen(error, self.clock.steady(), self.kept.settings)
             if done:
                 self.say(done)
 
@@ -208,7 +213,6 @@ class Keeper:
 
     def _is_down(self, word: str, said: str) -> None:
         """Note that the server does not answer, or not sensibly."""
-        assert self.release
         now = self.clock.steady()
         if self.up or self.down_since is None:
             self.down_since = now
@@ -218,7 +222,7 @@ class Keeper:
         self.up, self.seen = False, NOTHING
         self.book.unknown()
         if word != "in trouble" and now - self.down_since < DOWN_LONG:
-            self.next_question = now + min(DOWN_PAUSE, self.release.settings.interval)
+            self.next_question = now + min(DOWN_PAUSE, self.kept.settings.interval)
 
     def _look(self, client: Client) -> None:
         """Both lists, the release and the record: what is as it should be, and what is not?"""
@@ -231,8 +235,7 @@ class Keeper:
         self._boot(status)
         self._is_up()
         if self.specs is None or (self.wrong and self.clock.steady() >= self.read_again):
-            self._read_entries(client)
-        assert self.specs is not None
+            self.specs = self._read_entries(client)
         running = combine(models, instances)
         others = self.job is None and held(self.lock)
         record = Record(self.directory / "launched.json", writable=False)
@@ -275,29 +278,27 @@ class Keeper:
             self.say("the server answers")
         self.up, self.down_since = True, None
         if self.grace_until == float("inf"):
-            assert self.release
-            self.grace_until = self.clock.steady() + self.release.settings.grace
+            self.grace_until = self.clock.steady() + self.kept.settings.grace
 
-    def _read_entries(self, client: Client) -> None:
+    def _read_entries(self, client: Client) -> List[ModelSpec]:
         """The entries of the release as the server has to run them. Custom models that it lost are registered first."""
-        assert self.release
         now = self.clock.steady()
-        if self.release.registrations and now >= self.grace_until and not held(self.lock):
-            for text in register(client, self.release):
+        if self.kept.registrations and now >= self.grace_until and not held(self.lock):
+            for text in register(client, self.kept):
                 self.say(text)
-        self.specs, self.wrong = specs_of(client, self.release.entries, self.root)
+        specs, self.wrong = specs_of(client, self.kept.entries, self.root)
         self.read_again = max(now + READ_AGAIN, self.grace_until)
+        return specs
 
     # -- acting
 
     def _act(self) -> None:
         """Have done what is due, unless somebody else is at it."""
-        assert self.release
         now = self.clock.steady()
         if self.job is not None and awaited(self.lock):
             self._end_job("somebody else wants to change models")
             self.hold_until = now + GIVE_WAY
-        if now < self.hold_until or not self.trouble.due(self.release.id, now):
+        if now < self.hold_until or not self.trouble.due(self.kept.id, now):
             return
         due = self.book.due(self.grace_until)
         if self.job is not None:
@@ -314,17 +315,16 @@ class Keeper:
             self._start(due)
 
     def _start(self, due: List[str]) -> None:
-        assert self.release
-        own = program(self.release.directory)
+        own = program(self.kept.directory)
         if own is None:
-            self._problem("release", f"release {self.release.id} has lost its program; run playbooks/serve.yml")
+            self._problem("release", f"release {self.kept.id} has lost its program; run playbooks/serve.yml")
             return
         for uid in due:
             one = self.book.found.get(uid)
             self.say(f"{uid}: launching{f' ({short(one.text)})' if one and one.text else ''}")
         again = tuple(uid for uid in due if uid in self.book.relaunch)
         try:
-            self.job = self.start_job(own, self.root, Order(self.release.id, tuple(due), again))
+            self.job = self.start_job(own, self.root, Order(self.kept.id, tuple(due), again))
         except OSError as error:
             self._came_to_nothing(f"no process can be started: {error}")
             return
@@ -385,9 +385,8 @@ class Keeper:
 
     def _came_to_nothing(self, said: str) -> None:
         """The work as a whole failed, through no model's fault."""
-        assert self.release
         now = self.clock.steady()
-        self.trouble = backoff.failed(self.trouble, self.release.id, now, "keeper", said)
+        self.trouble = backoff.failed(self.trouble, self.kept.id, now, "keeper", said)
         self._problem("work", f"cannot launch models: {short(said)}")
         self.say(f"tried again in {self.trouble.until - now:.0f} s")
 
@@ -404,10 +403,9 @@ class Keeper:
 
     def _refuse(self, said: str) -> None:
         """A login or a key is refused: nothing is sent for long, or until another release has other credentials."""
-        assert self.release
         until = round(self.clock.now() + REFUSED_PAUSE, 1)
         self.refused_until = self.clock.steady() + REFUSED_PAUSE
-        self.state.refused = {"release": self.release.id, "until": until, "said": short(said)}
+        self.state.refused = {"release": self.kept.id, "until": until, "said": short(said)}
         self._end_job("")
         self.up, self.client, self.seen = False, None, NOTHING
         self.book.unknown()

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import IO, Any, Dict, List, Optional, Sequence, cast
 
 from .keeper_work import Order
 
@@ -28,18 +28,17 @@ class Job:
         self._rest = b""
         self._process = subprocess.Popen(list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
         told = {"release": order.release, "uids": order.uids, "relaunch": order.relaunch}
-        assert self._process.stdin and self._process.stdout
+        order_to, self._said = cast(IO[bytes], self._process.stdin), cast(IO[bytes], self._process.stdout)
         with contextlib.suppress(OSError):  # It ended already, which shows below.
-            self._process.stdin.write(json.dumps(told).encode())
-            self._process.stdin.close()
-        os.set_blocking(self._process.stdout.fileno(), False)
+            order_to.write(json.dumps(told).encode())
+            order_to.close()
+        os.set_blocking(self._said.fileno(), False)
 
     def news(self) -> List[Dict[str, Any]]:
         """What it said since it was last asked. The last thing it says has an `outcome`."""
-        assert self._process.stdout
         with contextlib.suppress(OSError):
             while True:
-                piece = self._process.stdout.read(65536)
+                piece = self._said.read(65536)
                 if not piece:
                     break
                 self._rest += piece

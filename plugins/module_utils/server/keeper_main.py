@@ -32,8 +32,7 @@ def main(arguments: Optional[Sequence[str]] = None, own: Optional[Path] = None) 
     if options.verb == "status":
         from . import keeper_told
 
-        for line in keeper_told.lines(options.root):
-            print(line)
+        sys.stdout.write("".join(f"{line}\n" for line in keeper_told.lines(options.root)))
         return 0
     return run(options.root, own)
 

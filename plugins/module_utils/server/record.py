@@ -252,7 +252,8 @@ def _entry(uid: str, told: Mapping[str, Any]) -> Entry:
 
 def _is_instead(instead: Instead) -> bool:
     texts = (instead.wanted, instead.why, instead.fault)
-    return type(instead.number) is int and all(isinstance(one, str) for one in texts)
+    number = isinstance(instead.number, int) and not isinstance(instead.number, bool)
+    return number and all(isinstance(one, str) for one in texts)
 
 
 @contextlib.contextmanager
