@@ -12,7 +12,8 @@ version_added: "0.1.0"
 description:
   - Takes the models of several hosts and returns every source once, with everything that is wrong with them.
   - A local path is made absolute, and one that does not exist on the controller is a problem.
-  - What the models would download beside themselves at launch is listed like a model.
+  - What the models would download beside themselves at launch is listed like a model, and so are their alternatives
+    (C(fallbacks)).
 positional: _input, companions
 options:
   _input:

@@ -27,6 +27,11 @@ options:
     type: list
     elements: dict
     default: []
+  root:
+    description:
+      - Root directory of the installation on the host. The record there says which models serve as one of their
+        C(fallbacks); such a model is asked what its alternative says in C(probe).
+    type: path
   workers:
     description:
       - How many workers must have joined the server.
@@ -153,7 +158,8 @@ models:
   description:
     - Every model the server knows, by uid.
     - C(state) is ready, starting, stopping, failed or lost, C(status) the server's own word, C(model) its entry in the
-      list of models.
+      list of models. With O(root), C(launched) is what the record says of it, as
+      M(airgap.xinference.xinference_model_info) returns it.
   returned: always
   type: dict
   sample:
@@ -194,9 +200,10 @@ requests:
 """
 
 from dataclasses import asdict
-from typing import Any, Dict
+from typing import Any, Dict, Mapping, Optional
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.airgap.xinference.plugins.module_utils import alternatives
 from ansible_collections.airgap.xinference.plugins.module_utils._ansible import hide
 from ansible_collections.airgap.xinference.plugins.module_utils._server import (
     SERVER_OPTIONS,
@@ -204,6 +211,7 @@ from ansible_collections.airgap.xinference.plugins.module_utils._server import (
     client_from,
 )
 from ansible_collections.airgap.xinference.plugins.module_utils.server.health import probe_all, wait_healthy
+from ansible_collections.airgap.xinference.plugins.module_utils.server.record import Entry, read
 
 
 def main() -> None:
@@ -212,6 +220,7 @@ def main() -> None:
         argument_spec={
             **SERVER_OPTIONS,
             "models": {"type": "list", "elements": "dict", "default": []},
+            "root": {"type": "path"},
             "workers": {"type": "int", "default": 1},
             "probe": {"type": "bool", "default": False},
             "wait_timeout": {"type": "float", "default": 0},
@@ -226,6 +235,7 @@ def main() -> None:
     entries = [one for one in options["models"] if module.boolean(one.get("enabled", True))]
     if not all(one.get("model_uid") for one in entries):
         module.fail_json(msg="Every entry of models needs a model_uid.")
+    recorded = read(options["root"]) if options["root"] else {}
     client = client_from(module)
     result: Dict[str, Any] = {"required": [str(one["model_uid"]) for one in entries]}
     health = wait_healthy(
@@ -237,14 +247,25 @@ def main() -> None:
     )
     if options["probe"]:
         ready = [one for one in entries if health.models.get(str(one["model_uid"]), {}).get("state") == "ready"]
-        result["probes"] = {uid: asdict(found) for uid, found in probe_all(client, ready, health).items()}
+        asked = [chosen(one, recorded.get(str(one["model_uid"]))) for one in ready]
+        result["probes"] = {uid: asdict(found) for uid, found in probe_all(client, asked, health).items()}
     result.update(health.result(), requests=client.requests_made)
+    if options["root"]:
+        for uid, model in result["models"].items():
+            model["launched"] = recorded[uid].told() if uid in recorded else None
     if options["fail"] and not health.healthy:
         words = list(health.problems)
         if health.diagnosis:
             words += [f"Cause: {health.diagnosis.cause}", f"Cure: {health.diagnosis.cure}"]
         module.fail_json(msg=" ".join(words), **result)
     module.exit_json(changed=False, **result)
+
+
+def chosen(entry: Mapping[str, Any], recorded: Optional[Entry]) -> Mapping[str, Any]:
+    """The entry of a model, or that of its alternative where this one serves."""
+    choices = list(alternatives.choices(entry))
+    number = recorded.instead.number if recorded and recorded.instead else 0
+    return choices[number] if 0 <= number < len(choices) else entry
 
 
 if __name__ == "__main__":

@@ -109,6 +109,35 @@ options:
   options:
     description: Options of the engine, as Xinference takes them.
     type: dict
+  probe:
+    description:
+      - What to ask the model with O(relaunch=beside), and what to expect; V(false) asks nothing. See
+        M(airgap.xinference.xinference_health).
+    type: raw
+  fallbacks:
+    description:
+      - Alternatives, tried in their order when the model cannot be launched, each a dictionary of the fields that
+        differ. See M(airgap.xinference.xinference_model_set).
+    type: list
+    elements: raw
+  relaunch:
+    description:
+      - How a changed model takes the place of the one that serves.
+      - With V(replace) that one is ended first, and brought back when neither the new one nor an alternative can be
+        launched.
+      - With V(beside) the new one is first launched under another uid and asked something, and the old one is ended
+        only when the new one works. Xinference cannot rename a model, so it is then launched once more under its own
+        uid, which does not serve for that long. Where there is no room for both, it is done as with V(replace).
+    type: str
+    choices: [replace, beside]
+    default: replace
+  first_choice:
+    description:
+      - Whether the model goes back to its first choice when it runs as one of its O(fallbacks). It is ended for that,
+        unless O(relaunch=beside), and comes back when the first choice still fails. It is left alone where the server
+        says that the engine of the first choice still cannot be used.
+    type: bool
+    default: true
   server_gpus:
     description:
       - The GPUs of the host that the server may use, in the order in which it was given them.
@@ -120,8 +149,14 @@ options:
       - Root directory of the installation on the host, with the record and its lock.
     type: path
     default: /opt/xinference
+  docker_host:
+    description:
+      - Address of the engine whose log of the server shows why a launch failed, by default what the client of the host
+        is set up for.
+    type: str
   wait_timeout:
-    description: How many seconds the model may take to become ready before its launch is cancelled.
+    description:
+      - How many seconds one launch may take to become ready before it is cancelled. An alternative has as long.
     type: float
     default: 1800
   lock_wait:
@@ -216,6 +251,53 @@ models:
         cure:
           description: What to do.
           type: str
+        name:
+          description: Name of the row in the table of known failures; empty where it has none.
+          type: str
+        heals:
+          description: Whether it may pass by itself; then the same launch is tried again, up to twice.
+          type: bool
+    choice:
+      description:
+        - Which choice serves now, V(0) for the first, V(1) for the first of the C(fallbacks) and so on. V(-1) is the
+          launch that ran before, brought back or left because nothing of what is wanted could be launched.
+      type: int
+      sample: 0
+    runs:
+      description: What that is; empty when nothing serves.
+      type: str
+      sample: bge-reranker-base on sentence_transformers
+    why:
+      description: What was wrong with the first choice, where another one serves; else empty.
+      type: str
+      sample: "The engine vLLM cannot be used here: No module named 'vllm'."
+    attempts:
+      description: Every launch of this run, in their order.
+      type: list
+      elements: dict
+      contains:
+        choice:
+          description: Which choice it was.
+          type: int
+        runs:
+          description: What that is.
+          type: str
+        error:
+          description: What went wrong, in the server's words; empty when nothing did.
+          type: str
+        diagnosis:
+          description: Cause and cure of the error, where they are known; else null.
+          type: dict
+        duration:
+          description: Seconds it took.
+          type: float
+        beside:
+          description: Whether it was launched under another uid, to see whether it works.
+          type: bool
+        log:
+          description: Lines of the server's log that show more of a failure than its error does.
+          type: list
+          elements: str
 requests:
   description: HTTP requests sent to the server.
   returned: always, once the server has answered
@@ -232,9 +314,10 @@ from ansible_collections.airgap.xinference.plugins.module_utils._server import (
     conclude,
     talking,
 )
+from ansible_collections.airgap.xinference.plugins.module_utils.host.server_log import reader
 from ansible_collections.airgap.xinference.plugins.module_utils.server.apply import apply, specs_from
 from ansible_collections.airgap.xinference.plugins.module_utils.server.client import ServerError
-from ansible_collections.airgap.xinference.plugins.module_utils.server.fields import FIELDS, MODEL_TYPES
+from ansible_collections.airgap.xinference.plugins.module_utils.server.fields import FIELDS, MODEL_TYPES, RELAUNCH
 from ansible_collections.airgap.xinference.plugins.module_utils.server.record import LockHeld
 from ansible_collections.airgap.xinference.plugins.module_utils.server.spec import SpecError
 
@@ -267,8 +350,13 @@ def main() -> None:
             "download_hub": {"type": "str"},
             "enable_thinking": {"type": "bool"},
             "options": {"type": "dict"},
+            "probe": {"type": "raw"},
+            "fallbacks": {"type": "list", "elements": "raw"},
+            "relaunch": {"type": "str", "choices": list(RELAUNCH), "default": "replace"},
+            "first_choice": {"type": "bool", "default": True},
             "server_gpus": {"type": "list", "elements": "raw", "default": []},
             "root": {"type": "path", "default": "/opt/xinference"},
+            "docker_host": {"type": "str"},
             "wait_timeout": {"type": "float", "default": 1800.0},
             "lock_wait": {"type": "float", "default": 600.0},
             **SERVER_OPTIONS,
@@ -293,10 +381,12 @@ def main() -> None:
             given["root"],
             relaunch=[uid] if given["state"] == "relaunched" else [],
             only=uid,
+            first_choice=given["first_choice"],
             timeout=given["wait_timeout"],
             lock_wait=given["lock_wait"],
             rehearse=module.check_mode,
             who="the Ansible module xinference_model",
+            log=reader(given["root"], given["docker_host"]),
         )
     conclude(module, client, applied)
 

@@ -19,6 +19,11 @@ options:
     description:
       - Return only this model; RV(models) is empty when the server does not know it.
     type: str
+  root:
+    description:
+      - Root directory of the installation on the host, with the record of what this collection launched.
+    type: path
+    default: /opt/xinference
   engines_of:
     description:
       - Also return the engines that the server has for a model, and why others cannot be used.
@@ -101,6 +106,35 @@ models:
         model_type: embedding
         dimensions: 384
         replica: 1
+    launched:
+      description:
+        - What the record says of it; null for a model that this collection neither launched nor took over, and where
+          the record cannot be read.
+      type: dict
+      returned: always
+      contains:
+        by:
+          description: Who launched it.
+          type: str
+          sample: the keeper
+        launched_at:
+          description: When, in seconds since 1970.
+          type: float
+          sample: 1795156020.5
+        runs:
+          description: What was launched.
+          type: str
+          sample: bge-reranker-base on sentence_transformers
+        choice:
+          description:
+            - Which choice of its entry that is, V(0) for the first, V(1) for the first of its C(fallbacks) and so on,
+              V(-1) for a launch of before, because nothing of what is wanted could be launched.
+          type: int
+          sample: 1
+        why:
+          description: What was wrong with the first choice, where it is another one.
+          type: str
+          sample: "The engine vLLM cannot be used here: No module named 'vllm'."
 engines:
   description: By engine, a list of what it offers, or the reason why it cannot be used.
   returned: when O(engines_of) is given
@@ -133,6 +167,7 @@ from ansible_collections.airgap.xinference.plugins.module_utils._server import (
     talking,
 )
 from ansible_collections.airgap.xinference.plugins.module_utils.server.client import ServerError
+from ansible_collections.airgap.xinference.plugins.module_utils.server.record import read
 from ansible_collections.airgap.xinference.plugins.module_utils.server.running import look
 
 
@@ -142,6 +177,7 @@ def main() -> None:
         argument_spec={
             **SERVER_OPTIONS,
             "model_uid": {"type": "str"},
+            "root": {"type": "path", "default": "/opt/xinference"},
             "engines_of": {
                 "type": "dict",
                 "options": {
@@ -155,6 +191,7 @@ def main() -> None:
     )
     client = client_from(module)
     result: Dict[str, Any] = {"changed": False, "models": []}
+    recorded = read(module.params["root"])
     with talking(module, ServerError):
         for uid, found in sorted(look(client).items()):
             if module.params["model_uid"] not in (None, uid):
@@ -166,6 +203,7 @@ def main() -> None:
                 "replicas": list(found.replicas),
                 "error": found.error,
                 "model": dict(found.model) if found.model is not None else None,
+                "launched": recorded[uid].told() if uid in recorded else None,
             }
             if found.state == "starting":
                 entry["progress"] = client.progress(uid)

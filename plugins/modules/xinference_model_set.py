@@ -29,6 +29,12 @@ options:
       - C(source) names a model of the bundle, whose directory becomes the C(model_path); C(gpus) lists GPUs of the host
         by index or UUID; an entry with C(enabled=false) is checked and otherwise as if it were not there; C(probe) is
         for verification.
+      - C(fallbacks) lists alternatives, tried in their order when the model cannot be launched. Each is a dictionary of
+        the fields that differ from the entry's, which it takes over otherwise, except that another C(model_name) brings
+        its own C(source), size, format and quantization, another size or format its own C(source), and another
+        C(model_engine) its own C(options). An alternative serves under the uid of the entry, until somebody runs this
+        module again with O(first_choice=true).
+      - C(relaunch) is O(relaunch) for one model.
     type: list
     elements: dict
     required: true
@@ -46,6 +52,11 @@ options:
         list of shipped models.
     type: path
     default: /opt/xinference
+  docker_host:
+    description:
+      - Address of the engine whose log of the server shows why a launch failed, by default what the client of the host
+        is set up for.
+    type: str
   prune:
     description:
       - Which models that are not in O(models) are terminated.
@@ -53,12 +64,31 @@ options:
     type: str
     choices: [managed, all, none]
     default: managed
+  relaunch:
+    description:
+      - How a changed model takes the place of the one that serves, where its entry does not say.
+      - With V(replace) that one is ended first, and brought back when neither the new one nor an alternative can be
+        launched.
+      - With V(beside) the new one is first launched under another uid and asked something, and the old one is ended
+        only when the new one works. Xinference cannot rename a model, so it is then launched once more under its own
+        uid, which does not serve for that long. Where there is no room for both, it is done as with V(replace).
+    type: str
+    choices: [replace, beside]
+    default: replace
+  first_choice:
+    description:
+      - Whether a model that runs as one of its C(fallbacks) goes back to its first choice. It is ended for that, unless
+        O(relaunch=beside), and comes back when the first choice still fails. It is left alone where the server says
+        that the engine of the first choice still cannot be used.
+    type: bool
+    default: true
   parallel:
     description: How many models are launched at the same time.
     type: int
     default: 4
   wait_timeout:
-    description: How many seconds one model may take to become ready before its launch is cancelled.
+    description:
+      - How many seconds one launch may take to become ready before it is cancelled. An alternative has as long.
     type: float
     default: 1800
   lock_wait:
@@ -109,6 +139,26 @@ EXAMPLES = r"""
           gpu_memory_utilization: 0.8
     server_gpus: [0, 1]
 
+- name: Serve a reranker with vLLM, or a smaller one where vLLM or the memory for it is missing
+  airgap.xinference.xinference_model_set:
+    models:
+      - model_uid: reranker
+        model_name: bge-reranker-v2-m3
+        model_type: rerank
+        model_engine: vLLM
+        source:
+          modelscope: BAAI/bge-reranker-v2-m3
+        gpus: [0]
+        options:
+          gpu_memory_utilization: 0.2
+        fallbacks:
+          - model_name: bge-reranker-base
+            model_engine: sentence_transformers
+            source:
+              modelscope: BAAI/bge-reranker-base
+    server_gpus: [0]
+    relaunch: beside
+
 - name: Show what the server would be missing
   airgap.xinference.xinference_model_set:
     models: "{{ xinference_models }}"
@@ -158,6 +208,53 @@ models:
         cure:
           description: What to do.
           type: str
+        name:
+          description: Name of the row in the table of known failures; empty where it has none.
+          type: str
+        heals:
+          description: Whether it may pass by itself; then the same launch is tried again, up to twice.
+          type: bool
+    choice:
+      description:
+        - Which choice serves now, V(0) for the first, V(1) for the first of the C(fallbacks) and so on. V(-1) is the
+          launch that ran before, brought back or left because nothing of what is wanted could be launched.
+      type: int
+      sample: 0
+    runs:
+      description: What that is; empty when nothing serves.
+      type: str
+      sample: bge-reranker-base on sentence_transformers
+    why:
+      description: What was wrong with the first choice, where another one serves; else empty.
+      type: str
+      sample: "The engine vLLM cannot be used here: No module named 'vllm'."
+    attempts:
+      description: Every launch of this run, in their order.
+      type: list
+      elements: dict
+      contains:
+        choice:
+          description: Which choice it was.
+          type: int
+        runs:
+          description: What that is.
+          type: str
+        error:
+          description: What went wrong, in the server's words; empty when nothing did.
+          type: str
+        diagnosis:
+          description: Cause and cure of the error, where they are known; else null.
+          type: dict
+        duration:
+          description: Seconds it took.
+          type: float
+        beside:
+          description: Whether it was launched under another uid, to see whether it works.
+          type: bool
+        log:
+          description: Lines of the server's log that show more of a failure than its error does.
+          type: list
+          elements: str
 requests:
   description: HTTP requests sent to the server.
   returned: always, once the server has answered
@@ -174,8 +271,10 @@ from ansible_collections.airgap.xinference.plugins.module_utils._server import (
     conclude,
     talking,
 )
+from ansible_collections.airgap.xinference.plugins.module_utils.host.server_log import reader
 from ansible_collections.airgap.xinference.plugins.module_utils.server.apply import apply, specs_from
 from ansible_collections.airgap.xinference.plugins.module_utils.server.client import ServerError
+from ansible_collections.airgap.xinference.plugins.module_utils.server.fields import RELAUNCH
 from ansible_collections.airgap.xinference.plugins.module_utils.server.record import LockHeld
 from ansible_collections.airgap.xinference.plugins.module_utils.server.spec import SpecError
 
@@ -186,7 +285,10 @@ def main() -> None:
             "models": {"type": "list", "elements": "dict", "required": True},
             "server_gpus": {"type": "list", "elements": "raw", "default": [], "aliases": ["gpus"]},
             "root": {"type": "path", "default": "/opt/xinference"},
+            "docker_host": {"type": "str"},
             "prune": {"type": "str", "choices": ["managed", "all", "none"], "default": "managed"},
+            "relaunch": {"type": "str", "choices": list(RELAUNCH), "default": "replace"},
+            "first_choice": {"type": "bool", "default": True},
             "parallel": {"type": "int", "default": 4},
             "wait_timeout": {"type": "float", "default": 1800.0},
             "lock_wait": {"type": "float", "default": 600.0},
@@ -204,11 +306,14 @@ def main() -> None:
             specs_from(client, given["models"], given["server_gpus"], given["root"], module.check_mode),
             given["root"],
             prune=given["prune"],
+            how=given["relaunch"],
+            first_choice=given["first_choice"],
             limit=max(1, given["parallel"]),
             timeout=given["wait_timeout"],
             lock_wait=given["lock_wait"],
             rehearse=module.check_mode,
             who="the Ansible module xinference_model_set",
+            log=reader(given["root"], given["docker_host"]),
         )
     conclude(module, client, applied)
 

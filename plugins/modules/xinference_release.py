@@ -192,6 +192,54 @@ options:
     type: list
     elements: dict
     default: []
+  registrations:
+    description:
+      - Custom models that the keeper registers when the server lost them, with C(model_type) and C(definition).
+    type: list
+    elements: dict
+    default: []
+  keeper:
+    description: How the keeper looks after the models. Without it the release has none.
+    type: dict
+    suboptions:
+      policy:
+        description:
+          - What happens to a model that somebody stopped or changed by hand. V(restore) puts it back, V(report) leaves
+            it and counts it as drift in the metrics, V(leave) leaves it. Faults are mended in any case.
+        type: str
+        choices: [restore, report, leave]
+        default: restore
+      interval:
+        description: Seconds between two questions to the server.
+        type: float
+        default: 5
+      grace:
+        description: Seconds for which what is new in a release is left to Ansible.
+        type: float
+        default: 60
+      wait_timeout:
+        description: Seconds one launch may take before it is cancelled.
+        type: float
+        default: 1800
+      parallel:
+        description: How many models are launched at the same time.
+        type: int
+        default: 4
+      verify:
+        description: Seconds between two probes of one model; 0 for none.
+        type: float
+        default: 600
+  login:
+    description: Credentials for the keeper, where the server asks for them; kept in a file for its owner only.
+    type: dict
+    default: {}
+    suboptions:
+      username:
+        description: User to log in as.
+        type: str
+      password:
+        description: Password of that user.
+        type: str
 extends_documentation_fragment:
   - airgap.xinference.attributes
 attributes:
@@ -256,6 +304,10 @@ compose_plugin:
   sample:
     link: /usr/local/lib/docker/cli-plugins/docker-compose
     path: /opt/xinference/tools/docker-compose/5d41402abc4b/docker-compose
+keeper:
+  description: Whether the release has a keeper.
+  returned: success
+  type: bool
 directory:
   description: Directory of the release.
   returned: success
@@ -276,6 +328,8 @@ from ansible_collections.airgap.xinference.plugins.module_utils.host import (
     definition,
     docker_release,
     facts,
+    keeper_app,
+    native_run,
     release,
 )
 from ansible_collections.airgap.xinference.plugins.module_utils.host.backends import OtherBackend, refuse_other
@@ -283,6 +337,7 @@ from ansible_collections.airgap.xinference.plugins.module_utils.host.docker_cli 
 from ansible_collections.airgap.xinference.plugins.module_utils.host.engine_facts import gpu_driver
 from ansible_collections.airgap.xinference.plugins.module_utils.host.gpus import Given, given
 from ansible_collections.airgap.xinference.plugins.module_utils.host.native_ctl import ServiceError, locked
+from ansible_collections.airgap.xinference.plugins.module_utils.host.service import endpoint
 
 SERVICE = {
     "name": {"type": "str", "default": "xinference"},
@@ -322,6 +377,15 @@ CONTAINER = {
     "mounts": {"type": "list", "elements": "dict", "default": [], "options": MOUNT},
     "options": {"type": "dict", "default": {}},
 }
+KEEPER = {
+    "policy": {"type": "str", "choices": ["restore", "report", "leave"], "default": "restore"},
+    "interval": {"type": "float", "default": 5},
+    "grace": {"type": "float", "default": 60},
+    "wait_timeout": {"type": "float", "default": 1800},
+    "parallel": {"type": "int", "default": 4},
+    "verify": {"type": "float", "default": 600},
+}
+LOGIN = {"username": {"type": "str"}, "password": {"type": "str", "no_log": True}}
 
 
 def main() -> None:
@@ -333,12 +397,15 @@ def main() -> None:
             "secrets": {"type": "dict", "no_log": True, "default": {}},
             "docker_host": {"type": "str"},
             "models": {"type": "list", "elements": "dict", "default": []},
+            "registrations": {"type": "list", "elements": "dict", "default": []},
+            "keeper": {"type": "dict", "options": KEEPER},
+            "login": {"type": "dict", "options": LOGIN, "default": {}},
         },
         mutually_exclusive=[("service", "container")],
         required_one_of=[("service", "container")],
         supports_check_mode=True,
     )
-    hide(module, *(module.params[name] for name in ("service", "container", "models")))
+    hide(module, *(module.params[name] for name in ("service", "container", "models", "registrations")))
     root = Path(module.params["root"])
     result: Dict[str, Any] = {}
     # Two plays on one host: the second waits.
@@ -359,6 +426,7 @@ def main() -> None:
             if module.params["container"]:
                 check_project(module, root, wanted, result["compose_plugin"])
             release.switch(root, wanted)
+    result["keeper"] = module.params["keeper"] is not None
     result.update(release=wanted, previous=previous, directory=str(root / release.RELEASES / wanted))
     if module._diff and changed:
         result["diff"] = release.difference(before, {path: entry.text for path, entry in files.items()})
@@ -372,7 +440,18 @@ def native(module: AnsibleModule, root: Path) -> Dict[str, release.Entry]:
     service["environment"] = {name: str(value) for name, value in variables.items()}
     numbers = service["environment"].get("CUDA_VISIBLE_DEVICES", "").split(",")
     gpus = gpus_of([number for number in numbers if number.isdigit()])
-    return definition.files(root, service, module.params["models"], shipped(root), gpus)
+    mine = {"pid_file": str(root / native_run.STATE), "mark": f"{native_run.MARK}={root}"}
+    keeper = keeper_files(module, endpoint(service), **mine)
+    return definition.files(root, service, module.params["models"], shipped(root), gpus, keeper)
+
+
+def keeper_files(module: AnsibleModule, where: str, **more: str) -> Dict[str, release.Entry]:
+    """The files of the keeper, which reaches the server at `where`, with `more` of its settings; none without one."""
+    told = module.params["keeper"]
+    if told is None:
+        return {}
+    registrations, login = module.params["registrations"], module.params["login"]
+    return keeper_app.files({**told, **more}, where, registrations, login, definition.json_text)
 
 
 def container(module: AnsibleModule, root: Path) -> Dict[str, release.Entry]:
@@ -388,6 +467,7 @@ def container(module: AnsibleModule, root: Path) -> Dict[str, release.Entry]:
     if docker_release.needs_index(source):
         index = docker_release.image_of(artifacts, wanted["index_image"], "xinference_server_index_image")
         index_image = engine_id(module, docker, index)
+    info = docker.info() if wanted["gpus"] or module.params["keeper"] is not None else {}
     server, secrets = docker_release.server_from(
         wanted,
         root,
@@ -397,14 +477,16 @@ def container(module: AnsibleModule, root: Path) -> Dict[str, release.Entry]:
         gpus_of(wanted["gpus"]),
         source,
         wheels,
-        gpu_driver(docker.info()) if wanted["gpus"] else "nvidia",
+        gpu_driver(info) if wanted["gpus"] else "nvidia",
+        docker_release.keeper_user(root, info) if module.params["keeper"] is not None else ("", ""),
     )
     docker_release.refuse_strangers(docker, root, wanted["project"])
     docker_release.refuse_faults(server, secrets, not module.check_mode)
     if not module.check_mode:
         for directory in compose.directories(server):
             Path(directory).mkdir(parents=True, exist_ok=True)
-    return docker_release.files(server, secrets, module.params["models"], artifacts)
+    keeper = keeper_files(module, compose.inner_endpoint(server))
+    return docker_release.files(server, secrets, module.params["models"], artifacts, keeper)
 
 
 def check_project(module: AnsibleModule, root: Path, wanted: str, plugin: Mapping[str, str]) -> None:

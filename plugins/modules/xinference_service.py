@@ -17,6 +17,8 @@ description:
     a variable, an argument or the virtual environment. The list of models is not part of it.
   - When the server dies or does not answer in time, the module fails with the end of its log, and with the cause and
     the cure where they are known.
+  - The keeper of the release is started and ended with the server, and by itself when only the keeper is missing or not
+    wanted any more.
 options:
   root:
     description: Root directory of the collection on the host, with a release in force.
@@ -40,6 +42,11 @@ options:
       - The definition that M(airgap.xinference.xinference_release) returned. Needed in check mode only, where the new
         release is not in force.
     type: str
+  keeper:
+    description:
+      - Whether there is to be a keeper beside the server, as M(airgap.xinference.xinference_release) returned. Needed
+        in check mode only, where the new release is not in force.
+    type: bool
 extends_documentation_fragment:
   - airgap.xinference.attributes
 attributes:
@@ -76,6 +83,11 @@ reason:
   returned: success
   type: str
   sample: environment XINFERENCE_MODEL_SRC changed
+keeper:
+  description: What was done to the keeper alone, V(none), V(start) or V(stop).
+  returned: success
+  type: str
+  sample: none
 active:
   description: Whether the server runs.
   returned: success
@@ -133,33 +145,46 @@ def main() -> None:
             "state": {"type": "str", "choices": ["started", "restarted", "stopped"], "default": "started"},
             "wait_timeout": {"type": "int", "default": 180},
             "definition": {"type": "str"},
+            "keeper": {"type": "bool"},
         },
         supports_check_mode=True,
     )
     wanted, root = module.params["state"], Path(module.params["root"])
     started = time.monotonic()
     if not (root / "current").is_symlink() and (wanted == "stopped" or module.check_mode):
-        module.exit_json(changed=wanted != "stopped", action="none", reason="nothing was deployed here", active=False)
+        module.exit_json(
+            changed=wanted != "stopped", action="none", reason="nothing was deployed here", keeper="none", active=False
+        )
     # Two plays on one host: the second waits, and finds the work done.
     alone = contextlib.nullcontext() if module.check_mode else locked(root)
     with failing(module, ServiceError, OSError), alone:
         native = Native(root)
         before = native.state()
-        step = service.plan(native, wanted, before, module.params["definition"] or native.digest)
+        step = service.plan(
+            native, wanted, before, module.params["definition"] or native.digest, module.params["keeper"]
+        )
         if not module.check_mode:
             try:
                 service.carry_out(native, step, module.params["wait_timeout"])
             except service.NotHealthy as error:
                 fail_with_log(module, error)
         now = service.describe(native)
-    result = {"action": step.action, "reason": step.reason, "endpoint": service.endpoint(native.service), **now}
+    result = {
+        "action": step.action,
+        "keeper": step.keeper,
+        "reason": step.reason,
+        "endpoint": service.endpoint(native.service),
+        **now,
+    }
     if module._diff and step.action != "none":
         after = {"stop": "stopped"}.get(step.action, "running")
         result["diff"] = {
             "before": "running\n" if before.active else "stopped\n",
             "after": f"{after} ({step.reason})\n",
         }
-    module.exit_json(changed=step.action != "none", duration=round(time.monotonic() - started, 1), **result)
+    elif module._diff and step.changes:
+        result["diff"] = {"before": "", "after": f"keeper: {step.keeper} ({step.reason})\n"}
+    module.exit_json(changed=step.changes, duration=round(time.monotonic() - started, 1), **result)
 
 
 def fail_with_log(module: AnsibleModule, error: service.NotHealthy) -> None:

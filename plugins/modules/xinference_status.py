@@ -12,7 +12,8 @@ module: xinference_status
 short_description: Tell what a host serves, and since when
 version_added: "0.1.0"
 description:
-  - Tells the release in force, what runs it, the GPUs it was given, and the state of every model that runs or has to.
+  - Tells the release in force, what runs it, the GPUs it was given, and the state of every model that runs or has to,
+    with who launched it and when, how often the keeper saw it come back, its last fault and what mended it.
   - Never fails because of what it finds, and changes nothing; M(airgap.xinference.xinference_report) shows it for all
     hosts.
 options:
@@ -71,14 +72,36 @@ server:
   sample:
     {backend: docker, endpoint: "http://127.0.0.1:9997", gpus: ["0", "1"], problem: "", release: 5d41402abc4b,
      runs: "xprobe/xinference:v4.1.0", since: 1795156000.0, state: running, version: 4.1.0}
+keeper:
+  description:
+    - The keeper. C(state) is V(running), V(ended) (stopped on purpose), V(silent) (it should run and wrote nothing for
+      minutes), V(absent) (it never ran here) or V(off) (the release has none). C(problem) is what keeps it from its
+      work, C(doing) what it does at this moment, C(server_restarts) how often it saw the server start anew.
+  returned: success
+  type: dict
+  sample: {doing: "", policy: restore, problem: "", server_restarts: 1, since: 1795156001.0, state: running}
 models:
   description:
     - Models that run or have to. C(state) is V(ready), V(starting), V(stopping), V(failed), V(lost) (said to run and
       not listed), V(missing) (in the release and not on the server), or V(unknown) (the server cannot be asked).
+    - C(desired) is whether the release has it, C(by) who launched it. The rest is known from the keeper, and V(null)
+      without one. C(restarts) is how often it came back, C(fault) and C(cure) are the last ones, C(verified) is its
+      last probe, and C(notes) says the same and more in sentences.
   returned: success
   type: list
   elements: dict
-  sample: [{error: "", model_uid: bge-m3, since: 1795156020, state: ready}]
+  sample:
+    - by: the keeper
+      cure: {at: 1795156040.1, took_s: 21.3, what: launched again by the keeper}
+      desired: true
+      error: ""
+      fault: {at: 1795156018.8, what: the server was started anew}
+      model_uid: bge-m3
+      notes: ["last fault 5 min ago: the server was started anew"]
+      restarts: 1
+      since: 1795156020
+      state: ready
+      verified: {at: 1795156041.0, detail: 1024 dimensions, latency_s: 0.02, ok: true}
 """
 
 from pathlib import Path
@@ -123,7 +146,7 @@ def main() -> None:
                 server["problem"] = server["problem"] or error.message
     if server["backend"] == "native" and server["version"]:
         server["runs"] = f"xinference {server['version']}"
-    module.exit_json(changed=False, server=server, models=models)
+    module.exit_json(changed=False, server=server, keeper=standing.keeper(root), models=models)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 from typing import Any, Callable, Iterable, Mapping, NamedTuple
 
+from ansible_collections.airgap.xinference.plugins.module_utils.alternatives import choices
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.deep import leave_cache
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.digest import Stamps
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import (
@@ -48,18 +49,24 @@ def bundle_path(value: str) -> Path:
 
 
 def wanted_models(entries: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Names in the bundle of the models of an inventory, each once; none for entries switched off or without source."""
-    entries = [entry for entry in entries if isinstance(entry, Mapping)]
-    on = [entry for entry in entries if str(entry.get("enabled", True)).lower() not in OFF]
-    names = [source_name(entry) for entry in on]
+    """Names in the bundle of the models of an inventory and their alternatives, each once.
+
+    None for entries switched off or without source.
+    """
+    names = [source_name(entry) for entry in _launchable(entries)]
     return list(dict.fromkeys(name for name in names if name))
 
 
 def wanted_companions(entries: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Names in the bundle of what enabled models need beside themselves, each once."""
+    """Names in the bundle of what enabled models and their alternatives need beside themselves, each once."""
+    return list(dict.fromkeys(row.name for entry in _launchable(entries) for row in companions_of(entry)))
+
+
+def _launchable(entries: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """All that may be launched: the enabled entries, each followed by its alternatives."""
     rows = [entry for entry in entries if isinstance(entry, Mapping)]
     on = [entry for entry in rows if str(entry.get("enabled", True)).lower() not in OFF]
-    return list(dict.fromkeys(row.name for entry in on for row in companions_of(entry)))
+    return [choice for entry in on for choice in choices(entry)]
 
 
 def code_refusals(artifacts: Iterable[Artifact], entries: Iterable[Mapping[str, Any]]) -> list[str]:

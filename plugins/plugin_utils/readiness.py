@@ -12,6 +12,7 @@ import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ansible_collections.airgap.xinference.plugins.module_utils.alternatives import choices
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import Artifact, Bundle
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.manifest import WHEELS_GLIBC, WHEELS_PLATFORM
 from ansible_collections.airgap.xinference.plugins.module_utils.server.spec import SpecError, parse
@@ -169,8 +170,8 @@ def _forwards(entry: Mapping[str, Any], ours: bool) -> bool:
 def wanted_gpus(needs: Needs) -> list[str]:
     """The host's GPUs that the inventory names, for the server or for a model, each once."""
     named = [str(gpu).strip() for gpu in needs.gpus]
-    for entry in needs.models:
-        gpus = entry.get("gpus") if isinstance(entry, Mapping) else None
+    for entry in (choice for one in needs.models if isinstance(one, Mapping) for choice in choices(one)):
+        gpus = entry.get("gpus")
         named += [str(gpu).strip() for gpu in (gpus if isinstance(gpus, (list, tuple)) else [])]
     return list(dict.fromkeys(named))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from ansible_collections.airgap.xinference.plugins.module_utils.alternatives import choices
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import Artifact
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.sizes import size_text
 from ansible_collections.airgap.xinference.plugins.module_utils.server.spec import source_name
@@ -44,12 +45,12 @@ def judge_memory(needs: Needs, facts: Facts, artifacts: Sequence[Artifact]) -> l
 
 
 def _weights(needs: Needs, artifacts: Sequence[Artifact]) -> int:
-    """Bytes of the models that will be launched."""
+    """Bytes of the models that will be launched; where a model has alternatives, of its largest."""
     sizes = {entry.name: sum(blob.size for blob in entry.blobs) for entry in artifacts if entry.kind == "models"}
     total = 0
     for entry in needs.models:
         if isinstance(entry, Mapping) and wanted_models([entry]):
-            total += sizes.get(source_name(entry) or "", 0)
+            total += max(sizes.get(source_name(choice) or "", 0) for choice in choices(entry))
     return total
 
 

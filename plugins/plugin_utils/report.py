@@ -31,7 +31,7 @@ class Row:
 
     `state` is `ok` (its probe passed), `not probed`, `failed`, `missing`, `not verified`, or what the server says of a
     model that is not ready; `latency_s` is how long the probe's request took; `detail` says what the probe saw, or what
-    is wrong.
+    is wrong. `note` says that it is not the first choice of its entry that serves, and why.
     """
 
     host: str
@@ -41,6 +41,12 @@ class Row:
     latency_s: float | None
     endpoint: str
     detail: str = ""
+    note: str = ""
+
+    @property
+    def lines(self) -> list[str]:
+        """What stands below the row: what is wrong, and that another choice serves than the first."""
+        return [*(self.detail.splitlines() if self.bad else ()), *([self.note] if self.note else ())]
 
     @property
     def bad(self) -> bool:
@@ -120,12 +126,24 @@ def rows_of(host: str, health: Mapping[str, Any], failure: Mapping[str, Any] | N
 def _row(host: str, endpoint: str, uid: str, shown: Mapping[str, Any], probe: Mapping[str, Any]) -> Row:
     """One model: as the server shows it, and what its probe found."""
     known = (host, uid, str((shown.get("model") or {}).get("model_type") or "-"))
+    note = choice_note(shown.get("launched") or {})
     if not shown:
         return Row(*known, "missing", None, endpoint, "the server does not run it")
     if shown.get("state") != "ready":
-        return Row(*known, str(shown.get("state")), None, endpoint, str(shown.get("error") or ""))
+        return Row(*known, str(shown.get("state")), None, endpoint, str(shown.get("error") or ""), note)
     state = {"passed": GOOD, "skipped": SKIPPED}.get(str(probe.get("state")), "failed")
-    return Row(*known, state, probe.get("latency_s"), endpoint, str(probe.get("error") or probe.get("detail") or ""))
+    found = str(probe.get("error") or probe.get("detail") or "")
+    return Row(*known, state, probe.get("latency_s"), endpoint, found, note)
+
+
+def choice_note(launched: Mapping[str, Any]) -> str:
+    """That something else than the first choice of an entry was launched, and why; empty where it was the first."""
+    choice = launched.get("choice") or 0
+    if not choice:
+        return ""
+    which = f"alternative {choice}" if choice > 0 else "what ran before"
+    why = str(launched.get("why") or "").rstrip(".")
+    return f"{which} serves: {launched.get('runs')}" + (f". The first choice failed: {why}" if why else "")
 
 
 def latency(seconds: float | None) -> str:
@@ -137,7 +155,7 @@ def latency(seconds: float | None) -> str:
 
 def table(rows: Sequence[Row]) -> list[str]:
     """The rows as lines; what is wrong or seen stands under its row."""
-    return draw(COLUMNS, [(row.cells(), row.detail.splitlines() if row.bad else ()) for row in rows])
+    return draw(COLUMNS, [(row.cells(), row.lines) for row in rows])
 
 
 def client_settings(host: str, endpoint: str, rows: Sequence[Row]) -> dict[str, Any]:

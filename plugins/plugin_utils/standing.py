@@ -11,7 +11,9 @@ from typing import Any
 
 from .table import Row, draw
 
-COLUMNS = ("host", "release", "runs", "gpus", "model", "state", "since")
+COLUMNS = ("host", "release", "runs", "gpus", "model", "wanted", "state", "since", "by", "restarts", "verified")
+LOUD = ("silent", "absent")
+"""States of a keeper that ought to run."""
 
 
 def table(results: Mapping[str, Any], now: float | None = None) -> list[str]:
@@ -27,19 +29,57 @@ def rows_of(host: str, found: Mapping[str, Any], now: float) -> list[Row]:
     if not server:
         why = str(found.get("msg") or "it was not reached")
         state = "unreachable" if found.get("unreachable") or not found else "failed"
-        return [((host, "-", "-", "-", "-", state, "-"), why.splitlines())]
+        return [((host, *["-"] * 5, state, *["-"] * 4), why.splitlines())]
     gpus = " ".join(str(gpu) for gpu in server.get("gpus") or []) or "none"
     known = (host, server.get("release") or "-", server.get("runs") or "-", gpus)
-    rows: list[Row] = [
-        (
-            (*known, "(server)", server.get("state") or "-", when(server.get("since"), now)),
-            [server["problem"]] if server.get("problem") else [],
-        )
-    ]
-    for model in found.get("models") or []:
-        error = [model["error"]] if model.get("error") else []
-        rows.append(((*known, model["model_uid"], model["state"], when(model.get("since"), now)), error))
-    return rows
+    keeper = found.get("keeper") or {}
+    restarts = str(keeper.get("server_restarts", "-")) if keeper.get("state") not in (None, "off", "absent") else "-"
+    problem = [server["problem"]] if server.get("problem") else []
+    since = when(server.get("since"), now)
+    rows: list[Row] = [((*known, "(server)", "-", server.get("state") or "-", since, "-", restarts, "-"), problem)]
+    if keeper:
+        rows.append(_keeper(host, keeper, now))
+    return [*rows, *(_model(host, model, now) for model in found.get("models") or [])]
+
+
+def _keeper(host: str, keeper: Mapping[str, Any], now: float) -> Row:
+    """The row of the keeper."""
+    state = str(keeper["state"])
+    told = [str(keeper[name]) for name in ("problem", "doing") if keeper.get(name)]
+    if state in LOUD:
+        told.append("it ought to run; run playbooks/serve.yml, or read docs/keeper.md")
+    elif state == "running":
+        told.append(f"policy: {keeper.get('policy')}")
+    return (host, "", "", "", "(keeper)", "-", state, when(keeper.get("since"), now), "-", "-", "-"), told
+
+
+def _model(host: str, model: Mapping[str, Any], now: float) -> Row:
+    """The row of a model; below it what is wrong, and what happened to it."""
+    restarts = model.get("restarts")
+    cells = (
+        *(host, "", "", ""),
+        str(model["model_uid"]),
+        "yes" if model.get("desired") else "no",
+        str(model["state"]),
+        when(model.get("since"), now),
+        launcher(str(model.get("by") or "")),
+        "-" if restarts is None else str(restarts),
+        proof(model.get("verified"), now),
+    )
+    return cells, [*([model["error"]] if model.get("error") else []), *(model.get("notes") or [])]
+
+
+def launcher(by: str) -> str:
+    """Who launched a model, in a word."""
+    return "Ansible" if "Ansible" in by else by.replace("the keeper", "keeper") or "-"
+
+
+def proof(verified: Mapping[str, Any] | None, now: float) -> str:
+    """Whether the last probe passed, and how long ago: `yes (3 min)`."""
+    if not verified:
+        return "-"
+    passed = "yes" if verified.get("ok") else "no"
+    return f"{passed} ({age(max(0.0, now - float(verified.get('at') or now)))})"
 
 
 def summary(results: Mapping[str, Any]) -> str:

@@ -98,7 +98,9 @@ class Server:
     endpoint: str
     home: Path
     auth: bool
-    process: subprocess.Popen[bytes] = field(repr=False)
+    command: List[str] = field(repr=False)
+    surroundings: Dict[str, str] = field(repr=False)
+    process: Any = field(default=None, repr=False)
 
     @property
     def log(self) -> str:
@@ -135,9 +137,31 @@ class Server:
             if not entry["is_builtin"]:
                 client.unregister("embedding", entry["model_name"])
 
+    def run(self) -> None:
+        """Run the server's command; it goes on in the same log."""
+        with (self.home / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command,
+                env=self.surroundings,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                cwd=self.home,
+            )
+
+    def kill(self) -> None:
+        """End every process of this server at once; its home and its port stay."""
+        self._end(((signal.SIGKILL, 10.0),))
+
     def stop(self) -> None:
         """End every process of this server and remove its home."""
-        for sign, patience in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0)):
+        self._end(((signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0)))
+        self.process.wait(timeout=5)
+        shutil.rmtree(self.home, ignore_errors=True)
+
+    def _end(self, ways: Any) -> None:
+        for sign, patience in ways:
             limit = time.monotonic() + patience
             for pid in self.pids():
                 with contextlib.suppress(ProcessLookupError):
@@ -145,8 +169,6 @@ class Server:
             while self.pids() and time.monotonic() < limit:
                 self.process.poll()  # takes note of its end, so that it is no zombie
                 time.sleep(0.1)
-        self.process.wait(timeout=5)
-        shutil.rmtree(self.home, ignore_errors=True)
 
 
 def start(
@@ -173,17 +195,8 @@ def start(
         **(env or {}),
     }
     command = [f"{venv}/bin/xinference-local", "--host", "127.0.0.1", "--port", str(port), *(arguments or [])]
-    with (home / "log").open("wb") as log:
-        process = subprocess.Popen(
-            command,
-            env=surroundings,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            cwd=home,
-        )
-    server = Server(version, f"http://127.0.0.1:{port}", home, auth, process)
+    server = Server(version, f"http://127.0.0.1:{port}", home, auth, command, surroundings)
+    server.run()
     if wait:
         _await(server)
     return server

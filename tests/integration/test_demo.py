@@ -171,8 +171,8 @@ def test_a_second_run_changes_hashes_and_copies_nothing(demo: Demo) -> None:
 
 def test_status_tells_what_runs(demo: Demo) -> None:
     demo.play("playbooks/status.yml")
-    assert re.search(r"localhost .*\(server\) +running", demo.text) and "1 of 1 servers run" in demo.text, demo.text
-    assert re.search(r"localhost .*minilm +ready", demo.text)
+    assert re.search(r"localhost .*\(server\) +- +running", demo.text) and "1 of 1 servers run" in demo.text, demo.text
+    assert re.search(r"localhost .*minilm +yes +ready", demo.text)
 
 
 def test_every_variable_reaches_the_process(demo: Demo) -> None:

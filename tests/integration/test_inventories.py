@@ -33,7 +33,7 @@ UIDS = {
     "four-models": {
         "gpu-1": ["bce-embedding-base_v1", "bce-reranker-base_v1", "CosyVoice-300M", "SenseVoiceSmall"],
     },
-    "rag": {"gpu-1": ["bge-m3", "bge-reranker-v2-m3", "qwen3-4b-chat"]},
+    "rag": {"gpu-1": ["bge-m3", "reranker", "qwen3-4b-chat"]},
     "fleet": {
         "gpu-1": ["bge-m3", "bge-reranker-v2-m3"],
         "gpu-2": ["bge-m3"],
@@ -49,6 +49,8 @@ PLACES = {
     "fleet": {"gpu-1": [(0,), (0,)], "gpu-2": [(0,)], "gpu-3": [(0, 1)], "cpu-1": [()]},
 }
 """The GPUs of these models, as the server numbers them."""
+ALTERNATIVES = {"rag": {"reranker": ["bge-reranker-base on sentence_transformers"]}}
+"""What is launched instead of a model of an inventory that cannot be."""
 NAMES = ("models", "gpus", "image", "backend", "port")
 
 
@@ -100,6 +102,8 @@ def test_its_models_can_be_launched_where_it_says(name: str, tmp_path: Path) -> 
     specs = {host: parse(told["models"], told["gpus"]) for host, told in hosts.items()}
     assert {host: [spec.uid for spec in found] for host, found in specs.items()} == UIDS[name]
     assert {host: [spec.gpu_idx for spec in found] for host, found in specs.items()} == PLACES[name]
+    alternatives = {spec.uid: [one.words for one in spec.fallbacks] for found in specs.values() for spec in found}
+    assert {uid: words for uid, words in alternatives.items() if words} == ALTERNATIVES.get(name, {})
     sources, problems = gather({host: told["models"] for host, told in hosts.items()})
     assert problems == [] and all("modelscope" in source.content or "url" in source.content for source in sources)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Callable, Iterator, Mapping
 
+from ..alternatives import FALLBACKS, choices, merged
 from ..companions import Companion, companions_of, not_carried
 from .manifest import name_problem
 from .reference import familiar, reference_problem
@@ -30,33 +31,47 @@ def gather(models: Mapping[str, Any], companions: bool = True) -> tuple[list[Sou
     """Sources of the enabled models by host, in order of name, and everything that is wrong with them.
 
     Two models may share a source; two different sources under one name are a problem, because the name becomes a
-    directory on the hosts. Models without a source are left out: they name a path of their own. With `companions`,
-    what the models would download beside themselves is there too; a source somebody gave under its name comes first.
+    directory on the hosts. Models without a source are left out: they name a path of their own. The alternatives of a
+    model (`fallbacks`) are models like it. With `companions`, what the models would download beside themselves is there
+    too; a source somebody gave under its name comes first.
     """
     found: dict[str, Source] = {}
     problems: list[str] = []
     for host, entries in models.items():
         for number, entry in enumerate(_entries(host, entries, problems), 1):
             uid = entry.get("model_uid") or entry.get("model_name") or f"entry {number}"
-            where = f"{host}: {uid}"
-            if entry.get("source") is None or entry.get("enabled", True) is False:
+            if entry.get("enabled", True) is False:
                 continue
-            wrong: list[str] = []
-            source = _source(entry["source"], wrong)
-            problems.extend(f"{where}: {problem}" for problem in wrong)
-            if source is None:
-                continue
-            known = found.setdefault(source.name, source)
-            if known.content != source.content:
-                problems.append(
-                    f"{where}: the name {source.name!r} means {_text(source)} here and {_text(known)} for "
-                    f"{known.wanted_by[0]}; give one of them another `source.name`"
-                )
-            known.wanted_by.append(where)
+            fallbacks = entry.get(FALLBACKS) or []
+            if not isinstance(fallbacks, (list, tuple)) or not all(isinstance(one, Mapping) for one in fallbacks):
+                problems.append(f"{host}: {uid}: fallbacks is not a list of dictionaries")
+                fallbacks = []
+            _add(found, entry, f"{host}: {uid}", problems)
+            for place, choice in enumerate((merged(entry, one) for one in fallbacks), 1):
+                if choice.get("source") is not entry.get("source"):
+                    _add(found, choice, f"{host}: {uid}: fallback {place}", problems)
     if companions:
         for where, row in _companions(models):
             found.setdefault(row.name, _companion_source(row)).wanted_by.append(where)
     return [found[name] for name in sorted(found)], problems
+
+
+def _add(found: dict[str, Source], entry: Mapping[str, Any], where: str, problems: list[str]) -> None:
+    """Add the source of one entry, where it has one, to those found."""
+    if entry.get("source") is None:
+        return
+    wrong: list[str] = []
+    source = _source(entry["source"], wrong)
+    problems.extend(f"{where}: {problem}" for problem in wrong)
+    if source is None:
+        return
+    known = found.setdefault(source.name, source)
+    if known.content != source.content:
+        problems.append(
+            f"{where}: the name {source.name!r} means {_text(source)} here and {_text(known)} for "
+            f"{known.wanted_by[0]}; give one of them another `source.name`"
+        )
+    known.wanted_by.append(where)
 
 
 def notices(models: Mapping[str, Any]) -> list[str]:
@@ -69,11 +84,11 @@ def notices(models: Mapping[str, Any]) -> list[str]:
 
 
 def _carried(models: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The enabled entries with a source, with their hosts."""
+    """The enabled entries and alternatives with a source, with their hosts."""
     for host, entries in models.items():
         for entry in _entries(host, entries, []):
-            if entry.get("source") is not None and entry.get("enabled", True) is not False:
-                yield host, entry
+            if entry.get("enabled", True) is not False:
+                yield from ((host, one) for one in choices(entry) if one.get("source") is not None)
 
 
 def _companions(models: Mapping[str, Any]) -> Iterator[tuple[str, Companion]]:

@@ -9,34 +9,37 @@ import json
 from pathlib import Path
 from typing import Optional
 
+from .compose import KEEPER
 from .container import find, load_view
 from .docker_cli import Docker, DockerError
 from .native_ctl import Native, ServiceError
 
 
 class OtherBackend(Exception):
-    """A server of the other backend that runs."""
+    """A server or a keeper of the other backend that runs."""
 
 
 def refuse_other(root: Path, wanted: str, docker_host: Optional[str] = None) -> None:
-    """Raise OtherBackend when the release in force runs its server by another backend than `wanted`.
+    """Raise OtherBackend when the release in force runs its server or keeper by another backend than `wanted`.
 
-    It has to be stopped by what knows it, before another release takes its place.
+    That has to be stopped by what knows it, before another release takes its place.
     """
     known = backend_in_force(root)
     if known in ("", wanted):
         return
     try:
         if known == "native":
-            running = Native(root).state().active
+            native = Native(root)
+            running = native.state().active or bool(native.keepers())
         else:
-            seen = find(Docker(docker_host), load_view(root))
-            running = seen is not None and bool(seen["State"].get("Running"))
+            docker, view = Docker(docker_host), load_view(root)
+            seen = [find(docker, {**view, "service": name}) for name in (view["service"], KEEPER)]
+            running = any(one is not None and one["State"].get("Running") for one in seen)
     except (ServiceError, DockerError):
         return
     if running:
         raise OtherBackend(
-            f"The backend is {wanted} now, and the server that runs under {root} was started by {known}. Stop it first "
+            f"The backend is {wanted} now, and what runs under {root} was started by {known}. Stop it first "
             f"(playbooks/stop.yml -e xinference_backend={known}), then run again."
         )
 

@@ -16,9 +16,11 @@ from pathlib import PurePosixPath
 from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from ..server.engines import INDEX, INDEX_SERVICE, WHEELS, WHEELS_DIRECTORY, Engines
+from ..server.keeper_release import PROGRAM
 from .gpus import Given
 
 SERVICE = "server"
+KEEPER = "keeper"
 PORT = 9997
 """The port inside the container, whatever port is published."""
 HOME = "/root/.xinference"
@@ -53,12 +55,30 @@ PLACES = {
     "NLTK_DATA": f"{HOME}/nltk_data",
 }
 
-HEALTH_CHECK = (
-    'exec "$(command -v python3 || command -v python)" -c '
-    "'import urllib.request as r; "
-    f'r.build_opener(r.ProxyHandler({{}})).open("http://{LOOPBACK}:{PORT}/status", timeout=8)\''
-)
-"""Asks the server with the image's own Python; no image is sure to have curl."""
+HEALTH_CHECK = f"""exec "$(command -v python3 || command -v python)" -c '
+import os, signal, urllib.error, urllib.request as ask
+count = "/tmp/.airgap-half-dead"
+try:
+    ask.build_opener(ask.ProxyHandler({{}})).open("http://{LOOPBACK}:{PORT}/status", timeout=8)
+except urllib.error.HTTPError as error:
+    if error.code >= 500:
+        open(count, "a").write("xx" if b"refused" in error.read() else "x")
+        if os.path.getsize(count) > 4:
+            os.remove(count)
+            os.kill(1, signal.SIGTERM)
+    raise
+else:
+    if os.path.exists(count):
+        os.remove(count)
+'"""
+"""Asks the server with the image's own Python; no image is sure to have curl.
+
+A server whose worker was killed may live on and answer with nothing but internal errors (1.x does). After five of them,
+or three that say that nobody listens behind the API, it is told to end, and the engine starts it anew.
+"""
+
+KEEP = 'exec "$(command -v python3 || command -v python)" -E -s "$0" --root "$1" run'
+"""Runs the keeper of the release in force with the image's own Python; arguments are the program and the root."""
 
 OWN_SETTINGS = {
     "environment": "xinference_server_environment or xinference_server_secrets",
@@ -90,7 +110,8 @@ class Server:
     """What is to be run. `image` and `index_image` are ids; `wheels` is the host's directory of engines' wheels.
 
     `environment` has no secrets, `secrets` says whether there are any. `mounted` is a hash of the content of mounted
-    files. `options` go over the finished service. `gpu_driver` is nvidia or cdi.
+    files. `options` go over the finished service. `gpu_driver` is nvidia or cdi. `keeper` is the user whose files the
+    keeper reads and writes, as `uid:gid`, empty for no keeper; `user_namespace` is set where the engine has others.
     """
 
     project: str
@@ -117,6 +138,8 @@ class Server:
     index_image: str = ""
     options: Optional[Mapping[str, Any]] = None
     gpu_driver: str = "nvidia"
+    keeper: str = ""
+    user_namespace: str = ""
 
 
 def project(server: Server) -> Dict[str, Any]:
@@ -129,7 +152,14 @@ def project(server: Server) -> Dict[str, Any]:
             "restart": "unless-stopped",
             "logging": _logging(server),
         }
+    if server.keeper:
+        services[KEEPER] = _keeper(server)
     return _escaped({"name": server.project, "services": services})
+
+
+def inner_endpoint(server: Server) -> str:
+    """Where another container of the project reaches the server."""
+    return f"http://{LOOPBACK if _on_host_network(server) else SERVICE}:{PORT}"
 
 
 def faults(server: Server, secrets: Iterable[str] = ()) -> List[str]:
@@ -185,7 +215,8 @@ def _is_address(text: str) -> bool:
 
 def directories(server: Server) -> List[str]:
     """The directories on the host that have to be there before the container."""
-    return [server.home, str(server.root / "models"), *(str(server.root / "cache" / name) for name in CACHES)]
+    kept = [str(server.root / "state")] if server.keeper else []
+    return [server.home, str(server.root / "models"), *kept, *(str(server.root / "cache" / name) for name in CACHES)]
 
 
 def mounts(server: Server) -> List[Mount]:
@@ -268,6 +299,43 @@ def _server(server: Server) -> Dict[str, Any]:
         service["environment"] = {**without, **service["environment"]}
     service["environment"] = dict(sorted(service["environment"].items()))
     return service
+
+
+def _keeper(server: Server) -> Dict[str, Any]:
+    """The keeper: the server's image, its own little container, so that neither ends with the other.
+
+    It follows `current` by itself, so nothing in here changes with a release.
+    """
+    service: Dict[str, Any] = {
+        "image": server.image,
+        "pull_policy": "never",
+        "entrypoint": ["/bin/sh", "-c", KEEP, str(server.root / "current" / PROGRAM), str(server.root)],
+        "restart": "unless-stopped",
+        # No GPU, also where the engine's default runtime would give it all.
+        "environment": {"CUDA_VISIBLE_DEVICES": "-1", "NVIDIA_VISIBLE_DEVICES": "void"},
+        "volumes": [
+            _volume(Mount(str(server.root), str(server.root)), server.selinux),
+            _volume(Mount(str(server.root / "state"), str(server.root / "state"), False), server.selinux),
+        ],
+        "user": server.keeper,
+        "read_only": True,
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges:true"],
+        "healthcheck": {"disable": True},
+        "logging": {"driver": "json-file", "options": {"max-size": "10m", "max-file": "3"}},
+        "stop_grace_period": "10s",
+    }
+    if server.user_namespace:
+        service["userns_mode"] = server.user_namespace
+    if _on_host_network(server):
+        service["network_mode"] = "host"
+    elif (server.options or {}).get("networks"):
+        service["networks"] = list((server.options or {})["networks"])
+    return service
+
+
+def _on_host_network(server: Server) -> bool:
+    return (server.options or {}).get("network_mode") == "host"
 
 
 def _port(address: str, port: int) -> Dict[str, Any]:

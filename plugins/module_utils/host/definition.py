@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from typing import Any, Dict, Mapping, Sequence
+from typing import Any, Dict, Mapping, Optional, Sequence
 
 from . import native_ctl, native_run
 from .gpus import Given
@@ -24,14 +24,16 @@ def files(
     models: Sequence[Any],
     artifacts: Mapping[str, Any],
     gpus: Sequence[Given] = (),
+    keeper: Optional[Mapping[str, Entry]] = None,
 ) -> Dict[str, Entry]:
-    """Everything a release of the native backend holds.
+    """Everything a release of the native backend holds; `keeper` are the files of the keeper.
 
     `service` is the definition of the server (`name`, `manager`, `command`, `environment`, `directory`, `host`, `port`,
     `stop_timeout`), `models` the desired set, `artifacts` what shipping put on the host, `gpus` what it may use.
     """
     python = shlex.quote(str(service["command"][0]))
     here = shlex.quote(str(root / "current" / "bin"))
+    keep = f"exec {python} -E -s -B {here}/keeper.pyz --root {shlex.quote(str(root))}"
     control = f'exec {python} -E -s -B {here}/native_ctl.py --root {shlex.quote(str(root))} "$@"'
     return {
         "service.json": Entry(json_text(service), PRIVATE),
@@ -45,6 +47,7 @@ def files(
         "bin/native_ctl.py": Entry(_source(native_ctl)),
         "bin/run": Entry(f'#!/bin/sh\nexec {python} -E -s -B {here}/native_run.py "$@"\n', PROGRAM),
         "bin/xinferencectl": Entry(f"#!/bin/sh\n{control}\n", PROGRAM),
+        **({**keeper, native_ctl.KEEPER: Entry(f'#!/bin/sh\n{keep} "$@"\n', PROGRAM)} if keeper else {}),
     }
 
 

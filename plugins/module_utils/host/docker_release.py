@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 from pathlib import Path, PurePosixPath
-from typing import Any, Dict, Mapping, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from ..server.engines import INDEX, WHEELS, Engines, EnginesError, engines
 from ..server.features import Features, features
@@ -143,14 +143,19 @@ def refuse_project(docker: Docker, directory: Path, plugin: str = "") -> None:
 
 
 def files(
-    server: compose.Server, secrets: Mapping[str, str], models: Sequence[Any], artifacts: Mapping[str, Any]
+    server: compose.Server,
+    secrets: Mapping[str, str],
+    models: Sequence[Any],
+    artifacts: Mapping[str, Any],
+    keeper: Optional[Mapping[str, Entry]] = None,
 ) -> Dict[str, Entry]:
-    """Everything a release of the docker backend holds."""
+    """Everything a release of the docker backend holds; `keeper` are the files of the keeper."""
     found = {
         COMPOSE_FILE: Entry(HEADER + yaml_text(compose.project(server))),
         VIEW: Entry(json_text(view(server))),
         "models.json": Entry(json_text(list(models)), PRIVATE),
         "artifacts.json": Entry(json_text(artifacts)),
+        **(keeper or {}),
     }
     if server.engines.pip_conf:
         found[compose.PIP_CONF] = Entry(server.engines.pip_conf)
@@ -191,8 +196,12 @@ def server_from(
     source: Engines,
     wheels: str,
     gpu_driver: str,
+    keeper: Tuple[str, str] = ("", ""),
 ) -> Tuple[compose.Server, Dict[str, str]]:
-    """The server to run, and its secret variables. `environment` is the whole one, without that of `source`."""
+    """The server to run, and its secret variables. `environment` is the whole one, without that of `source`.
+
+    `keeper` are the keeper's user and namespace of users, see `keeper_user`.
+    """
     public, secret = compose.split_secrets({name: str(value) for name, value in environment.items()})
     mounts = [compose.Mount(one["source"], one["target"], bool(one["read_only"])) for one in container["mounts"]]
     texts = {compose.PIP_CONF: source.pip_conf} if source.pip_conf else {}
@@ -221,8 +230,23 @@ def server_from(
         index_image=index_image,
         options=container["options"],
         gpu_driver=gpu_driver,
+        keeper=keeper[0],
+        user_namespace=keeper[1],
     )
     return server, secret
+
+
+def keeper_user(root: Path, info: Mapping[str, Any]) -> Tuple[str, str]:
+    """As whom the keeper runs, and in which namespace of users: whoever owns the files that it reads and writes.
+
+    `info` is what the engine tells of itself. In an engine without root, the container's root is that owner.
+    """
+    told = " ".join(str(one) for one in info.get("SecurityOptions") or [])
+    if "name=rootless" in told:
+        return "0:0", ""
+    place = next((path for path in (root / "state", root) if path.is_dir()), None)
+    owner = f"{place.stat().st_uid}:{place.stat().st_gid}" if place else f"{os.geteuid()}:{os.getegid()}"
+    return owner, "host" if "name=userns" in told else ""
 
 
 def environment_of(container: Mapping[str, Any], source: Engines, secrets: Mapping[str, Any]) -> Dict[str, Any]:

@@ -35,6 +35,8 @@ UNITS = Path("/etc/systemd/system")
 GRACE = 15.0
 """Seconds a manager gets beyond the server's own time to stop."""
 LOCK = "state/service.lock"
+KEEPER = "bin/keeper"
+KEEPER_PROGRAM = "keeper.pyz"
 _held: Set[Path] = set()
 
 
@@ -69,6 +71,7 @@ class Native:
         self.systemd = use_systemd(str(self.service["manager"]))
         self.patience = float(self.service["stop_timeout"]) + GRACE
         self.config = root / "run" / "supervisord.conf"
+        self.keeper_name = f"{self.name}-keeper"
 
     @property
     def manager(self) -> str:
@@ -100,28 +103,67 @@ class Native:
         for name in ("run", "logs", "home"):
             (self.root / name).mkdir(mode=0o700 if name == "run" else 0o750, parents=True, exist_ok=True)
         if self.systemd:
-            unit = UNITS / f"{self.name}.service"
-            if not unit.exists() or unit.read_text(encoding="utf-8") != self.unit():
-                # Reload only for a changed unit: a reload can take the GPUs away from running containers.
-                unit.write_text(self.unit(), encoding="utf-8")
-                self._call(["systemctl", "daemon-reload"])
-            self._call(["systemctl", "enable", "--quiet", self.name])
-            self._call(["systemctl", "restart", self.name])
+            self._start_unit(self.name, self.unit())
+            if self.keeps:
+                self._start_unit(self.keeper_name, self.keeper_unit())
             return
         if self.supervisors():
             raise ServiceError(f"{self.name} is under supervisord already; stop it first")
         self.config.write_text(self.supervisor_config(), encoding="utf-8")
         self._call([self.python, "-m", "supervisor.supervisord", "-c", str(self.config)])
 
+    def _start_unit(self, name: str, text: str) -> None:
+        unit = UNITS / f"{name}.service"
+        if not unit.exists() or unit.read_text(encoding="utf-8") != text:
+            # Reload only for a changed unit: a reload can take the GPUs away from running containers.
+            unit.write_text(text, encoding="utf-8")
+            self._call(["systemctl", "daemon-reload"])
+        self._call(["systemctl", "enable", "--quiet", name])
+        self._call(["systemctl", "restart", name])
+
+    def start_keeper(self) -> None:
+        """Start the keeper beside a server that runs under its manager; raises ServiceError."""
+        with locked(self.root):
+            if self.systemd:
+                self._start_unit(self.keeper_name, self.keeper_unit())
+                return
+            self.config.write_text(self.supervisor_config(), encoding="utf-8")
+            self._control("reread")
+            self._control("add", self.keeper_name, unless="already active")
+            self._control("start", self.keeper_name, unless="already started")
+
+    def stop_keeper(self) -> None:
+        """End the keeper and leave the server alone; raises ServiceError."""
+        with locked(self.root):
+            if self._unit_active(self.keeper_name):
+                self._call(["systemctl", "disable", "--quiet", "--now", self.keeper_name])
+            elif not self.systemd and self.supervisors():
+                self._control("stop", self.keeper_name, unless="no such")
+                self._control("remove", self.keeper_name, unless="no such process")
+                self.config.write_text(self.supervisor_config(), encoding="utf-8")
+            self._end(self.keepers)
+
+    def _control(self, *words: str, unless: str = "") -> None:
+        """Tell supervisord to do something; what has been done already (it says `unless`) is no failure."""
+        try:
+            self._call([self.python, "-m", "supervisor.supervisorctl", "-c", str(self.config), *words])
+        except ServiceError as error:
+            if not unless or unless not in str(error):
+                raise
+
     def stop(self) -> bool:
         """Stop the server and everything that belongs to it; returns whether anything was running."""
         with locked(self.root):
-            found = self.managed
+            found = self.managed or bool(self.keepers())
+            # Before the server, so that it takes nothing for a fault.
+            if self._unit_active(self.keeper_name):
+                self._call(["systemctl", "disable", "--quiet", "--now", self.keeper_name])
             if self._unit_active():
                 self._call(["systemctl", "disable", "--quiet", "--now", self.name])
             found = self._end(self.supervisors) or found
             # A supervisord that was killed leaves the program that started the server.
             found = self._end(self.runners) or found
+            found = self._end(self.keepers) or found
             return bool(native_run.sweep(self.root)) or found
 
     @property
@@ -144,6 +186,26 @@ class Native:
         tail_of = [os.fsencode(str(self.root / native_run.RUNNER)), os.fsencode(str(self.root))]
         return _processes(lambda words: words[-2:] == tail_of)
 
+    @property
+    def keeps(self) -> bool:
+        """Whether the release in force has a keeper."""
+        return (self.root / "current" / KEEPER).is_file()
+
+    @property
+    def controllable(self) -> bool:
+        """Whether the manager can start programs one by one; a long path leaves supervisord without a socket."""
+        return self.systemd or len(os.fsencode(str(self.root / "run" / "supervisor.sock"))) <= SOCKET_LIMIT
+
+    def keepers(self) -> List[int]:
+        """Every process of the keeper, and of those that it started."""
+        root = os.fsencode(str(self.root))
+
+        def ours(words: List[bytes]) -> bool:
+            program = any(word.startswith(root + b"/") and word.endswith(KEEPER_PROGRAM.encode()) for word in words)
+            return program and words[-1] in (b"run", b"work")
+
+        return _processes(ours)
+
     def logs(self, lines: int) -> str:
         """The end of what the server printed."""
         if self.systemd:
@@ -160,12 +222,24 @@ class Native:
         """What the manager runs; the same for every release."""
         return [str(self.root / "current" / "bin" / "run"), str(self.root)]
 
+    @property
+    def keeper_command(self) -> List[str]:
+        """What the manager runs for the keeper; the same for every release."""
+        return [str(self.root / "current" / KEEPER), "run"]
+
     def unit(self) -> str:
-        """The systemd unit."""
-        quoted = " ".join('"' + part.replace("%", "%%").replace("$", "$$") + '"' for part in self.command)
+        """The systemd unit of the server."""
+        return self._unit("Xinference server", self.command, int(self.patience), "LimitNOFILE=1048576\nUMask=0027\n")
+
+    def keeper_unit(self) -> str:
+        """The systemd unit of the keeper: its own, so that neither ends with the other."""
+        return self._unit("Keeper of the Xinference models", self.keeper_command, 15, "UMask=0027\n")
+
+    def _unit(self, what: str, command: List[str], patience: int, more: str) -> str:
+        quoted = " ".join('"' + part.replace("%", "%%").replace("$", "$$") + '"' for part in command)
         return f"""# Written by airgap.xinference; changes are lost.
 [Unit]
-Description=Xinference server under {self.root}
+Description={what} under {self.root}
 After=network.target
 StartLimitIntervalSec=0
 
@@ -174,18 +248,32 @@ ExecStart={quoted}
 Restart=always
 RestartSec=5
 KillMode=mixed
-TimeoutStopSec={int(self.patience)}
-LimitNOFILE=1048576
-UMask=0027
-
+TimeoutStopSec={patience}
+{more}
 [Install]
 WantedBy=multi-user.target
 """
 
     def supervisor_config(self) -> str:
-        """The configuration of supervisord, which knows this one program."""
+        """The configuration of supervisord, which knows the server and, where the release has one, the keeper."""
         root = str(self.root).replace("%", "%%")
-        command = " ".join('"' + part.replace("%", "%%") + '"' for part in self.command)
+        command, keeper = (
+            " ".join('"' + part.replace("%", "%%") + '"' for part in words)
+            for words in (self.command, self.keeper_command)
+        )
+        second = f"""
+[program:{self.keeper_name}]
+command={keeper}
+autorestart=true
+startsecs=1
+startretries=1000000
+stopwaitsecs=15
+killasgroup=true
+redirect_stderr=true
+stdout_logfile={root}/logs/keeper.log
+stdout_logfile_maxbytes=5MB
+stdout_logfile_backups=2
+"""
         socket = f"{root}/run/supervisor.sock"
         remote = f"""
 [unix_http_server]
@@ -208,7 +296,7 @@ logfile_backups=2
 childlogdir={root}/run
 directory={root}
 umask=027
-{user}{remote if len(os.fsencode(socket)) <= SOCKET_LIMIT else ""}
+{user}{remote if self.controllable else ""}
 [program:{self.name}]
 command={command}
 autorestart=true
@@ -219,7 +307,7 @@ redirect_stderr=true
 stdout_logfile={root}/logs/server.log
 stdout_logfile_maxbytes=50MB
 stdout_logfile_backups=5
-"""
+{second if self.keeps else ""}"""
 
     def _supervised(self) -> bool:
         """Whether the program that started the server lives, so that a server that dies is started again."""
@@ -228,11 +316,12 @@ stdout_logfile_backups=5
         except (OSError, KeyError):
             return False
 
-    def _unit_active(self) -> bool:
-        """Whether our systemd unit runs or waits to run again."""
-        if not (UNITS / f"{self.name}.service").exists() or not use_systemd("auto"):
+    def _unit_active(self, name: str = "") -> bool:
+        """Whether a systemd unit of ours runs or waits to run again; that of the server unless named."""
+        name = name or self.name
+        if not (UNITS / f"{name}.service").exists() or not use_systemd("auto"):
             return False
-        shown = ["systemctl", "show", "--property=ActiveState", "--value", self.name]
+        shown = ["systemctl", "show", "--property=ActiveState", "--value", name]
         state = subprocess.run(shown, stdout=subprocess.PIPE, check=False).stdout.decode().strip()
         return state in ("active", "activating", "deactivating", "reloading")
 
@@ -327,6 +416,8 @@ def _carry_out(native: Native, verb: str) -> None:
     """Start, stop or restart, as one step."""
     with locked(native.root):
         if verb == "start" and native.managers == 1:
+            if native.keeps and native.controllable and not native.keepers():
+                native.start_keeper()
             return
         # What lives on without its manager would end the server that is started now.
         native.stop()
@@ -338,7 +429,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     """The program; returns its exit code (status: 0 running, 3 not)."""
     parser = argparse.ArgumentParser(prog="xinferencectl", description="The Xinference server of this directory.")
     parser.add_argument("--root", type=Path, required=True, help=argparse.SUPPRESS)
-    parser.add_argument("verb", choices=["start", "stop", "restart", "status", "logs"])
+    parser.add_argument("verb", choices=["start", "stop", "restart", "status", "logs", "keeper"])
     parser.add_argument("-n", "--lines", type=int, default=100, help="how many lines of the log")
     options = parser.parse_args(arguments)
     try:
@@ -346,6 +437,10 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         if options.verb == "logs":
             say(native.logs(options.lines))
             return 0
+        if options.verb == "keeper":
+            if not native.keeps:
+                raise ServiceError("the release in force has no keeper (xinference_keeper)")
+            return subprocess.run([str(native.root / "current" / KEEPER), "status"], check=False).returncode
         if options.verb != "status":
             _carry_out(native, options.verb)
     except ServiceError as error:
@@ -355,6 +450,9 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     if options.verb == "status":
         alone = "" if native.managed else "; nothing would start it again, so use restart"
         say(f"running, process {state.pid}, release {state.release}{alone}" if state.active else "not running")
+        if native.keeps:
+            pids = native.keepers()
+            say(f"keeper running, process {min(pids)}" if pids else "keeper not running; use start")
     return 0 if state.active or options.verb != "status" else 3
 
 

@@ -37,10 +37,16 @@ _ID = re.compile(r"[0-9a-f]{12}\Z")
 
 @dataclass(frozen=True)
 class Entry:
-    """One file of a release."""
+    """One file of a release: its text, or its bytes where it is none."""
 
-    text: str
+    text: str = ""
     mode: int = 0o444
+    data: Optional[bytes] = None
+
+    @property
+    def content(self) -> bytes:
+        """What stands in the file."""
+        return self.text.encode("utf-8") if self.data is None else self.data
 
 
 class ReleaseError(Exception):
@@ -53,7 +59,10 @@ Files = Mapping[str, Entry]
 
 def identity(files: Files) -> str:
     """The id of the release that has exactly these files."""
-    listing = [[path, entry.mode, entry.text] for path, entry in sorted(files.items())]
+    listing = [
+        [path, entry.mode, entry.text if entry.data is None else hashlib.sha256(entry.data).hexdigest()]
+        for path, entry in sorted(files.items())
+    ]
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:ID_LENGTH]
 
 
@@ -69,8 +78,10 @@ def current(root: Path) -> Optional[str]:
 def whole(root: Path, files: Files) -> bool:
     """Whether the release with these files stands on disk, complete and unchanged, with the same rights."""
     directory = root / RELEASES / identity(files)
-    return read(directory) == {path: entry.text for path, entry in files.items()} and all(
-        stat.S_IMODE((directory / path).stat().st_mode) == entry.mode for path, entry in files.items()
+    found = {str(path.relative_to(directory)): path for path in _paths(directory)}
+    return set(found) == set(files) and all(
+        found[path].read_bytes() == entry.content and stat.S_IMODE(found[path].stat().st_mode) == entry.mode
+        for path, entry in files.items()
     )
 
 
@@ -92,7 +103,7 @@ def make(root: Path, files: Files) -> bool:
             path = scratch / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(mode=0o600)
-            path.write_bytes(entry.text.encode())
+            path.write_bytes(entry.content)
             path.chmod(entry.mode)
         if directory.exists():
             directory.replace(Path(tempfile.mkdtemp(prefix=".old-", dir=str(directory.parent)), "old"))
@@ -144,11 +155,14 @@ def history(root: Path) -> List[str]:
 
 def read(directory: Path) -> Dict[str, str]:
     """The texts of a release by path; nothing when it is not there."""
-    texts = {}
-    for path in sorted(directory.rglob("*")) if directory.is_dir() else []:
-        if path.is_file():
-            texts[str(path.relative_to(directory))] = path.read_bytes().decode("utf-8", "replace")
-    return texts
+    return {
+        str(path.relative_to(directory)): path.read_bytes().decode("utf-8", "replace") for path in _paths(directory)
+    }
+
+
+def _paths(directory: Path) -> List[Path]:
+    """The files of a release; none when it is not there."""
+    return [path for path in sorted(directory.rglob("*")) if path.is_file()] if directory.is_dir() else []
 
 
 VARIABLE = re.compile(r"(?m)^([^=\n]+)=.*$")

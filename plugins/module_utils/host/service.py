@@ -37,17 +37,27 @@ class NotHealthy(ServiceError):
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do (`start`, `restart`, `stop` or `none`) and why; `running` says whether the server shall run then."""
+    """What to do (`start`, `restart`, `stop` or `none`) and why; `running` says whether the server shall run then.
+
+    `keeper` is what is done to the keeper alone, `start`, `stop` or `none`; it comes and goes with the server anyway.
+    """
 
     action: str
     reason: str
     running: bool = True
+    keeper: str = "none"
+
+    @property
+    def changes(self) -> bool:
+        """Whether there is anything to do."""
+        return self.action != "none" or self.keeper != "none"
 
 
-def plan(native: Native, wanted: str, now: State, definition: str) -> Plan:
+def plan(native: Native, wanted: str, now: State, definition: str, keeps: Optional[bool] = None) -> Plan:
     """Compare the server that runs with what is wanted (`started`, `restarted`, `stopped`).
 
-    `definition` is the digest of the definition a server started now would have.
+    `definition` is the digest of the definition a server started now would have; `keeps` is whether there is to be a
+    keeper, by default what the release in force says.
     """
     if wanted == "stopped":
         there = now.active or _anything(native)
@@ -61,7 +71,14 @@ def plan(native: Native, wanted: str, now: State, definition: str) -> Plan:
         return Plan("restart", "several managers look after it" if managers else "nothing looks after it any more")
     if now.digest != definition:
         return Plan("restart", f"{', '.join(changed_keys(native, now))} changed")
-    return Plan("none", "running as defined")
+    keeps = native.keeps if keeps is None else keeps
+    if keeps == bool(native.keepers()):
+        return Plan("none", "running as defined")
+    if not native.controllable:
+        return Plan("restart", "the keeper comes or goes, and supervisord has no socket below so long a path")
+    return Plan(
+        "none", "the keeper does not run" if keeps else "no keeper is wanted", True, "start" if keeps else "stop"
+    )
 
 
 def changed_keys(native: Native, now: State) -> List[str]:
@@ -84,6 +101,10 @@ def carry_out(native: Native, step: Plan, timeout: float) -> None:
         native.stop()
     if step.action in ("start", "restart"):
         native.start()
+    if step.keeper == "start":
+        native.start_keeper()
+    elif step.keeper == "stop":
+        native.stop_keeper()
     if step.running:
         wait(native, timeout, since=started)
 
@@ -149,7 +170,12 @@ def listeners(port: int) -> Set[str]:
 
 def _anything(native: Native) -> bool:
     """Whether anything of a server is there, if only leftovers or a manager that tries again."""
-    return native.managed or bool(native.runners()) or next(native_run.family(native.root), None) is not None
+    return (
+        native.managed
+        or bool(native.runners())
+        or bool(native.keepers())
+        or next(native_run.family(native.root), None) is not None
+    )
 
 
 def describe(native: Native) -> Dict[str, Optional[Any]]:

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional
 
+from ..server import keeper_told, record
 from ..server.client import Client, ServerError
 from ..server.running import Running, look
 from . import container
@@ -53,7 +54,7 @@ def server(root: Path, docker_host: Optional[str] = None) -> Dict[str, Any]:
 
 
 def models(root: Path, client: Client) -> List[Dict[str, Any]]:
-    """Models that run or have to: uid, state, since, error. One that has to and does not is `missing`.
+    """Models that run or have to: uid, state, since, error, and their story. One that has to and does not is `missing`.
 
     Raises ServerError when the server cannot be asked.
     """
@@ -66,12 +67,54 @@ def models(root: Path, client: Client) -> List[Dict[str, Any]]:
         }
         for uid in _absent(root, running)
     ]
-    return rows
+    return _with_stories(root, rows)
 
 
 def unknown(root: Path) -> List[Dict[str, Any]]:
     """The models of the release, for a server that cannot be asked."""
-    return [_row(uid, "unknown") for uid in _absent(root, {})]
+    return _with_stories(root, [_row(uid, "unknown") for uid in _absent(root, {})])
+
+
+def keeper(root: Path) -> Dict[str, Any]:
+    """What the keeper says of itself: state, since, policy, problem, doing, restarts of the server it saw.
+
+    `state` is that of `keeper_told`, `since` in seconds since 1970, None when it does not run.
+    """
+    told = keeper_told.told(root)
+    runs = told["state"] == RUNNING
+    return {
+        "state": told["state"],
+        "since": told.get("started") if runs else None,
+        "policy": str(told.get("policy") or ""),
+        "problem": str(told.get("problem") or "") if runs else "",
+        "doing": str(told.get("doing") or "") if runs else "",
+        "server_restarts": int((told.get("server") or {}).get("restarts") or 0),
+    }
+
+
+def _with_stories(root: Path, rows: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
+    """The rows with what the record and the keeper know of each model.
+
+    desired: whether it is in the release. by: who launched it. restarts: how often the keeper saw it come back, None
+    without one. verified: the keeper's last probe (`at`, `ok`, `detail`). fault, cure: the last ones (`at`, `what`).
+    notes: the same and more for a person, a line each.
+    """
+    wanted, launched, told = set(_absent(root, {})), record.read(root), keeper_told.told(root)
+    known = told.get("models") or {}
+    for row in rows:
+        uid, entry = row["model_uid"], launched.get(row["model_uid"])
+        model = known.get(uid) or {}
+        by = str(model.get("by") or (entry.by if entry else ""))
+        row.update(
+            desired=uid in wanted,
+            by=(by or ("" if entry else "somebody else")) if row["state"] in ("ready", "starting") else "",
+            restarts=model.get("restarts"),
+            verified=model.get("verified"),
+            fault=model.get("fault"),
+            cure=model.get("cure"),
+            notes=keeper_told.details(model, time.time()) if model else [],
+        )
+    return rows
 
 
 def version(client: Client) -> str:

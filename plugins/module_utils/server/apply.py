@@ -11,15 +11,21 @@ from __future__ import annotations
 
 import contextlib
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Collection, Dict, List, Mapping, Optional, Sequence, Union
 
+from ..alternatives import choices
 from .client import Client, ServerError
-from .converge import LIMIT, TIMEOUT, Listener, Outcome, converge
-from .plan import Step, plan
-from .record import Record, lock
-from .running import look
+from .converge import LIMIT, TIMEOUT, converge
+from .execute import Listener
+from .explain import NO_ENGINE, still_impossible
+from .fields import REPLACE
+from .log import Reader, files
+from .outcome import Outcome
+from .plan import Step, plan, standing
+from .record import Entry, Record, lock
+from .running import Running, look_twice
 from .spec import ModelSpec, SpecError, parse, source_name
 from .view import View
 
@@ -40,11 +46,16 @@ class Applied:
 
     @property
     def message(self) -> str:
-        """All failures with cause and cure, one line each; empty when there are none."""
+        """All failures with cause and cure, a line each, below it what the server's log shows of it.
+
+        Empty when there are none.
+        """
         if not self.failures:
             return ""
-        lines = "\n".join(f"- {outcome.sentence()}" for outcome in self.failures)
-        return f"{len(self.failures)} of {len(self.models)} models failed on {self.endpoint}:\n{lines}"
+        lines = [f"{len(self.failures)} of {len(self.models)} models failed on {self.endpoint}:"]
+        for outcome in self.failures:
+            lines += [f"- {outcome.sentence()}", *(f"  log: {line}" for line in outcome.shown_by())]
+        return "\n".join(lines)
 
 
 def apply(
@@ -58,30 +69,39 @@ def apply(
     timeout: float = TIMEOUT,
     lock_wait: float = LOCK_WAIT,
     rehearse: bool = False,
+    first_choice: bool = True,
+    how: str = REPLACE,
     who: str = "somebody",
     listener: Optional[Listener] = None,
+    log: Optional[Reader] = None,
+    lenient: bool = False,
 ) -> Applied:
     """Make the server run `desired`; `rehearse` tells what would happen, and changes no file and no model.
 
-    `only` narrows everything to one uid: with an empty `desired` that model goes, whoever launched it. The other
-    arguments are those of plan, converge and lock. Raises ServerError when the server cannot be asked, LockHeld when
-    somebody else does not finish within `lock_wait` seconds; failures of single models are in the result.
+    `first_choice` is an operator's word that models which run as an alternative go back to their first choice; whoever
+    only keeps models up leaves them (False). `how` a changed model takes the place of the one that serves, where its
+    entry leaves that open, is `replace` or `beside`. `only` narrows everything to one uid: with an empty `desired` that
+    model goes, whoever launched it. `log` reads what the server printed, by default from files below `root`. The other
+    arguments are those of plan, converge, lock and Record. Raises ServerError when
+    the server cannot be asked, LockHeld when somebody else does not finish within `lock_wait` seconds; failures of
+    single models are in the result.
     """
     state = Path(root) / "state"
     with contextlib.nullcontext() if rehearse else lock(state / "lock", lock_wait, who):
-        record = Record(state / "launched.json", writable=not rehearse)
-        running, entries = look(client), dict(record.entries)
+        record = Record(state / "launched.json", not rehearse, who, lenient)
+        running, entries = look_twice(client), dict(record.entries)
         if only is not None:
             running = {uid: one for uid, one in running.items() if uid == only}
             entries = {uid: one for uid, one in entries.items() if uid == only}
             prune = "all"
-        steps = plan(desired, running, entries, prune, relaunch)
+        hindered = _hindered(client, desired, running, entries) if first_choice else {}
+        steps = plan(desired, running, entries, prune, relaunch, first_choice, hindered, how)
         if only is not None:
             steps = [replace(one, reason="absent was asked for") if one.spec is None else one for one in steps]
         if rehearse:
             outcomes = [_rehearsed(step) for step in steps]
         else:
-            outcomes = converge(client, steps, record, limit, timeout, listener)
+            outcomes = converge(client, steps, record, limit, timeout, listener, log or files(root))
     return _applied(client, steps, outcomes, record)
 
 
@@ -101,7 +121,7 @@ def specs_from(
     """
     view = View.load(root)
     paths = shipped_paths(root, view)
-    rows = [entry for entry in entries if isinstance(entry, Mapping)]
+    rows = [choice for entry in entries if isinstance(entry, Mapping) for choice in choices(entry)]
     if paths is None and any(entry.get("source") for entry in rows):
         paths = {}
     if rehearse and paths is not None:
@@ -131,6 +151,27 @@ def shipped_paths(root: Union[str, Path], view: Optional[View] = None) -> Option
     return {name: view.path(path) for name, path in paths.items()} if view else paths
 
 
+def _hindered(
+    client: Client, desired: Sequence[ModelSpec], running: Mapping[str, Running], entries: Mapping[str, Entry]
+) -> Dict[str, str]:
+    """Uids whose alternative serves because an engine could not be used, and which the server says still cannot be.
+
+    To try them all the same would end what serves, for nothing.
+    """
+    found: Dict[str, str] = {}
+    for spec in desired:
+        entry, seen = entries.get(spec.uid), running.get(spec.uid)
+        if entry is None or entry.instead is None or entry.instead.fault != NO_ENGINE:
+            continue
+        if seen is None or seen.state != "ready" or (standing(spec, entry) or 0) < 1:
+            continue
+        with contextlib.suppress(ServerError):
+            reason = still_impossible(client, spec)
+            if reason:
+                found[spec.uid] = reason
+    return found
+
+
 def _custom_names(client: Client, kind: str) -> List[str]:
     """Names of custom models, whose definitions carry their own paths."""
     try:
@@ -143,23 +184,39 @@ def _custom_names(client: Client, kind: str) -> List[str]:
 
 def _rehearsed(step: Step) -> Outcome:
     model = step.seen.model if step.seen else None
-    return Outcome(step.uid, step.action, step.reason, True, step.changes, model)
+    choice = step.tries[0] if step.tries else None
+    return Outcome(
+        step.uid,
+        step.action,
+        step.reason,
+        True,
+        step.changes,
+        model,
+        choice=choice.number if choice else 0,
+        runs=choice.spec.words if choice else "",
+        why=step.instead.why if choice and choice.number and step.instead else "",
+    )
+
+
+def _other_vectors(step: Step, outcome: Outcome) -> str:
+    """A warning where one embedding model serves in the place of another."""
+    spec = step.spec
+    if not outcome.ok or not outcome.choice or spec is None or spec.type != "embedding":
+        return ""
+    name = spec.name
+    if outcome.runs.split(" ")[0] == name:
+        return ""
+    return (
+        f"{outcome.uid}: its vectors do not fit those that clients stored while {name} served. Let them embed their "
+        f"texts anew, or bring {name} back before they ask."
+    )
 
 
 def _applied(client: Client, steps: Sequence[Step], outcomes: Sequence[Outcome], record: Record) -> Applied:
     result = Applied(client.endpoint, notices=[record.notice] if record.notice else [])
     for step, outcome in zip(steps, outcomes):
-        result.models.append(
-            {
-                "model_uid": outcome.uid,
-                "action": outcome.action,
-                "reason": outcome.reason,
-                "model": dict(outcome.model) if outcome.model else None,
-                "duration": round(outcome.duration, 2),
-                "error": outcome.error,
-                "diagnosis": asdict(outcome.diagnosis) if outcome.diagnosis else None,
-            }
-        )
+        result.models.append(outcome.row())
+        result.notices += [text for text in (outcome.notice(), _other_vectors(step, outcome)) if text]
         result.changed = result.changed or outcome.changed
         if not outcome.ok:
             result.failures.append(outcome)

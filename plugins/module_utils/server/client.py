@@ -55,6 +55,11 @@ class Client:
         """Whether it was given a key or a login."""
         return self._http.has_credentials
 
+    @property
+    def refusal(self) -> Optional[AccessRefused]:
+        """The refusal that ended the use of its credentials, None while there was none."""
+        return self._http.refusal
+
     # -- the server
 
     def version(self) -> str:

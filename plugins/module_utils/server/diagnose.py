@@ -13,11 +13,15 @@ from .failures import ROWS
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Why something failed and what to do about it, in one sentence or two each. `name` is the row of the table."""
+    """Why something failed and what to do about it, in one sentence or two each. `name` is the row of the table.
+
+    `heals` is whether it may pass by itself, so that the same is worth another try soon.
+    """
 
     cause: str
     cure: str
     name: str = ""
+    heals: bool = False
 
 
 def diagnose(text: str) -> Optional[Diagnosis]:
@@ -27,5 +31,5 @@ def diagnose(text: str) -> Optional[Diagnosis]:
         if match:
             names = {name: value or "" for name, value in match.groupdict().items()}
             names.update(row.more(match) if row.more else {})
-            return Diagnosis(row.cause.format(**names), row.cure.format(**names), row.name)
+            return Diagnosis(row.cause.format(**names), row.cure.format(**names), row.name, row.heals)
     return None

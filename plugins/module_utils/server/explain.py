@@ -12,6 +12,8 @@ from .diagnose import Diagnosis, diagnose
 from .fields import nearest
 from .spec import ModelSpec
 
+# The row of the table of known failures for an engine that is not there, whichever way that is found out.
+NO_ENGINE = "engine-not-usable"
 # Where a name that one type does not have may be found instead.
 COMMON_TYPES = ("embedding", "rerank", "LLM", "audio", "image")
 
@@ -48,7 +50,8 @@ def _unknown_name(client: Client, spec: ModelSpec) -> Optional[Diagnosis]:
     else:
         homes = [kind for kind in COMMON_TYPES if kind != spec.type and spec.name in _names(client, kind)]
         offer = f"Set model_type to {_either(homes)}" if homes else f"Set model_name to one of its {len(names)} names"
-    return Diagnosis(cause=cause, cure=f"{offer}, or register a custom model of that name in xinference_registrations.")
+    cure = f"{offer}, or register a custom model of that name in xinference_registrations."
+    return Diagnosis(cause=cause, cure=cure, name="unknown-name")
 
 
 def _engine(client: Client, spec: ModelSpec) -> Optional[Diagnosis]:
@@ -64,17 +67,31 @@ def _engine(client: Client, spec: ModelSpec) -> Optional[Diagnosis]:
         near = nearest(spec.engine, engines, 1)
         cause = f"Xinference {client.version()} has no engine {spec.engine} that can run {spec.name} here"
         cause += f" (nearest: {near[0]})." if near else ", or the packages of the engine are not installed."
-        return Diagnosis(cause=cause, cure=f"{offered} Set model_engine, or add the engine's packages to the bundle.")
+        cure = f"{offered} Set model_engine, or add the engine's packages to the bundle."
+        return Diagnosis(cause=cause, cure=cure, name=NO_ENGINE)
     if name not in usable:
         reason = str(engines[name]).rstrip(".")
         return Diagnosis(
             cause=f"The engine {name} cannot be used here: {reason}.",
             cure=f"{offered} Set model_engine, or add what is missing to the bundle.",
+            name=NO_ENGINE,
         )
     choices = _choices(spec, usable[name])
     if not choices:
         return None
-    return Diagnosis(cause=f"{name} runs {spec.name}, but not with {choices[0]}.", cure=choices[1])
+    return Diagnosis(f"{name} runs {spec.name}, but not with {choices[0]}.", choices[1], "engine-choices")
+
+
+def still_impossible(client: Client, spec: ModelSpec) -> str:
+    """Why the server says that the engine of a model cannot be used; empty when it can, or nothing is known of it."""
+    if not spec.engine:
+        return ""
+    engines = client.engines(spec.type, spec.name)
+    told = {name.lower(): offers for name, offers in engines.items()}
+    offers = told.get(spec.engine.lower(), [] if engines else None)
+    if offers is None or (isinstance(offers, list) and offers):
+        return ""
+    return str(offers).rstrip(".") if offers else f"the server offers no engine {spec.engine} for {spec.name}"
 
 
 def _choices(spec: ModelSpec, offers: Sequence[Dict[str, Any]]) -> Optional[List[str]]:

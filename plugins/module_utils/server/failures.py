@@ -24,13 +24,23 @@ CARDS_GIB = (24, 48, 80)
 
 @dataclass(frozen=True)
 class Row:
-    """One known failure. `more` computes further names for the templates from the match."""
+    """One known failure. `more` computes further names for the templates from the match.
+
+    `heals` is whether it may pass without anybody doing something, so that the same launch is worth another try soon.
+    """
 
     name: str
     pattern: Pattern[str]
     cause: str
     cure: str
     more: Optional[Callable[[Match[str]], Names]] = None
+    heals: bool = False
+
+
+# What a launch fails with where there is too little memory beside what runs already: it may succeed when that is gone.
+NO_ROOM = ("kv-cache-tokens", "kv-cache-memory", "kv-cache-none", "gpu-memory-taken", "gpu-memory-out", "process-died")
+# The same, and where no GPU has a place for one model more.
+NO_PLACE = (*NO_ROOM, "gpu-slots")
 
 
 def _cache_tokens(match: Match[str]) -> Names:
@@ -72,8 +82,15 @@ def _visible(match: Match[str]) -> Names:
     }
 
 
-def _row(name: str, pattern: str, cause: str, cure: str, more: Optional[Callable[[Match[str]], Names]] = None) -> Row:
-    return Row(name, re.compile(pattern, re.IGNORECASE | re.DOTALL), cause, cure, more)
+def _row(
+    name: str,
+    pattern: str,
+    cause: str,
+    cure: str,
+    more: Optional[Callable[[Match[str]], Names]] = None,
+    heals: bool = False,
+) -> Row:
+    return Row(name, re.compile(pattern, re.IGNORECASE | re.DOTALL), cause, cure, more, heals)
 
 
 ROWS: Tuple[Row, ...] = (
@@ -156,6 +173,14 @@ ROWS: Tuple[Row, ...] = (
         r"No available slot found for the model|No worker has capacity for",
         "Every GPU of the server already has a model, and it does not share one unasked.",
         "Say where the model goes with gpus; models can share a GPU only then.",
+    ),
+    _row(
+        "gpu-busy",
+        r"CUDA-capable device\(s\) is/are busy or unavailable",
+        "The GPU did not take one more process: another one is just ending there, or has the GPU for itself.",
+        "Run again in a minute. If that does not help, look at `nvidia-smi -q -d COMPUTE`: in the mode "
+        "Exclusive_Process a GPU takes one model only.",
+        heals=True,
     ),
     _row(
         "gpu-lost",
@@ -241,6 +266,29 @@ ROWS: Tuple[Row, ...] = (
         r"Worker ip address (?P<address>\S+) is not in the cluster",
         "No worker with the address {address} has joined this server.",
         "Set worker_ip to an address that /v1/workers shows, or leave it out.",
+        heals=True,
+    ),
+    _row(
+        "no-worker",
+        r"No available worker found",
+        "No worker has joined the server; one that has just been started joins within seconds.",
+        "Run again in a minute. If that does not help, look at the end of the server's log for why its worker ended.",
+        heals=True,
+    ),
+    _row(
+        "rendezvous-port",
+        r"(?:TCPStore|server socket has failed|DistNetworkError|init_process_group).{0,400}?"
+        r"(?:address already in use|EADDRINUSE|Errno 98)",
+        "The engine chose a port for its own processes that another program had taken a moment before.",
+        "Run again; it chooses another one.",
+        heals=True,
+    ),
+    _row(
+        "store-locked",
+        r"database is locked",
+        "The server could not write its own database at that moment, because another of its processes was writing.",
+        "Run again. If that does not help, look whether XINFERENCE_HOME lies on a network disk.",
+        heals=True,
     ),
     # -- files
     _row(
@@ -380,6 +428,19 @@ ROWS: Tuple[Row, ...] = (
         "Use an administrator, or let one grant the permission.",
     ),
     # -- the server itself
+    _row(
+        "half-dead",
+        r"\[Errno 111\] Connection refused|Connect call failed \('127\.",
+        "Nobody listens behind the API of the server any more: its worker has ended, and every model with it.",
+        "Restart the server. The keeper and the health check of the container do so after a while; the end of the "
+        "server's log may say why its worker ended.",
+    ),
+    _row(
+        "engine-core",
+        r"Engine core initialization failed|EngineCore failed to start|See (?:the )?(?:stack trace|root cause) above",
+        "The engine ended while it started, and says why only in the server's log.",
+        "Look for the first error of the engine in the log, above `Failed to load model`.",
+    ),
     _row(
         "port-taken",
         r"address already in use|Errno 98|port is already allocated",

@@ -33,6 +33,8 @@ class Features:
     virtual_env_default: every launch installs packages unless XINFERENCE_ENABLE_VIRTUAL_ENV=0.
     engine_source: what a site without internet can give a launch that installs packages. `image`: nothing is ever
         installed. `index`: an index in pip's configuration. `wheels`: a directory of wheels too.
+    ends_the_dead: a model whose process died, and which the server gave up, can be terminated, which frees its uid.
+        Earlier a worker that is asked to do so crashes (xoscar's destroy_actor(None)), and every model with it.
     autostart: the server itself can launch models again after a restart.
     api_key_may_launch: an API key may do all that its owner may; later it may only list and infer.
     image_cuda: CUDA in the project's own GPU image. image_driver: the oldest NVIDIA driver (major number) for that.
@@ -49,6 +51,7 @@ class Features:
     model_shows_engine: bool = False
     virtual_env_default: bool = False
     engine_source: str = "image"
+    ends_the_dead: bool = False
     autostart: bool = False
     api_key_may_launch: bool = True
     image_cuda: str = "12.4"
@@ -84,6 +87,8 @@ CHANGES: Tuple[Tuple[Tuple[int, int], Dict[str, Any]], ...] = (
             "image_driver": 575,
         },
     ),
+    # core/worker.py: terminate_model destroys the actor only where there is one
+    ((2, 1), {"ends_the_dead": True}),
     # constants.py: XINFERENCE_AUTH_ADVANCED, off by default, beside --auth-config
     ((2, 9), {"auth": "opt-in", "api_key_may_launch": False}),
     # core/autostart.py, core/launch_history_store.py

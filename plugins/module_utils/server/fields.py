@@ -21,6 +21,7 @@ MODEL_TYPES = ("LLM", "embedding", "rerank", "image", "audio", "video", "flexibl
 LAUNCH_ORDER = ("embedding", "rerank", "audio", "flexible", "image", "video", "world", "LLM")
 
 UID_LENGTH = 100
+REPLACE, BESIDE = RELAUNCH = ("replace", "beside")
 REPLICA_SUFFIX = re.compile(r"-rep\d+$")
 
 
@@ -95,6 +96,20 @@ def mappings(value: Any) -> list:
     if not isinstance(value, (list, tuple)):
         raise ValueError("must be a list of dictionaries")
     return [mapping(item) for item in value]
+
+
+def sequence(value: Any) -> list:
+    """A list of anything; whoever reads it checks what is in it."""
+    if not isinstance(value, (list, tuple)):
+        raise ValueError("must be a list of dictionaries")
+    return list(value)
+
+
+def relaunch(value: Any) -> str:
+    """How a changed model takes the place of the one that runs."""
+    if value not in RELAUNCH:
+        raise ValueError(f"must be one of {', '.join(RELAUNCH)}{suggestion(value, RELAUNCH)}")
+    return str(value)
 
 
 def model_type(value: Any) -> str:
@@ -275,6 +290,8 @@ FIELDS: Dict[str, Field] = {
     "enabled": Field(boolean, sent=False),
     "allow_code": Field(boolean, sent=False),
     "probe": Field(probe, sent=False),
+    "fallbacks": Field(sequence, sent=False),
+    "relaunch": Field(relaunch, sent=False),
 }
 
 SOURCE_FIELDS = ("path", "modelscope", "name", "revision", "license", "origin", "allow_patterns", "ignore_patterns")

@@ -19,13 +19,35 @@ GONE = "not found in the model list"
 # "uid-rep0 is running": a replica whose launch was cancelled and has not ended. Nothing was done for the new one.
 UNWINDING = re.compile(r"-(rep)?\d+ is running$")
 HELD = Diagnosis(
-    cause="An earlier launch of this uid was cancelled or hangs, and the server does not let go of it.",
-    cure="Restart the server; it offers no other way to free the uid. Until then the model can run under another uid.",
+    cause="A launch of this uid was cancelled, and the server does not let go of it. A process that waits for a disk "
+    "or a driver cannot be ended, and neither can what hangs in the server itself.",
+    cure="Look for the process `Model: <uid>-rep0` (`<uid>-0` in 1.x) and what it waits for (state D in `ps`); when it "
+    "has ended, the uid is free. Otherwise restart the server, which offers no other way. Until then the model can run "
+    "under another uid.",
+    name="held",
+)
+DEAD = Diagnosis(
+    cause="The model's process died more often than the server starts it anew, and this version keeps its uid.",
+    cure="Restart the server; it offers no other way. The keeper, or playbooks/models.yml, launches all models again.",
+    name="dead",
 )
 NO_REASON = Diagnosis(
     cause="The server gives no reason. Xinference does so when it could not start a process for the model within 60 s, "
     "most often because another model hangs while it loads.",
     cure="Look at the end of the server's log. Terminate the model that hangs, or restart the server, and run again.",
+    name="no-reason",
+    heals=True,
+)
+FORGOTTEN = Diagnosis(
+    cause="The server was restarted while the model was launched, or somebody stopped the model at that moment.",
+    cure="Run again. If the server restarts by itself, the end of its log says why.",
+    name="forgotten",
+    heals=True,
+)
+SLOW = Diagnosis(
+    cause="The model did not become ready within wait_timeout; it is large, its disk slow, or it hangs.",
+    cure="Look at the end of the server's log. Raise wait_timeout if it was still loading.",
+    name="slow",
 )
 # A model whose process died is launched again by the server itself; that is given this long before we step in.
 SELF_RECOVERY = 20.0
@@ -43,12 +65,18 @@ PROGRESS_EVERY = 5.0
 
 
 class LaunchFailed(Exception):
-    """A launch that came to nothing. `said` is what the server said; `diagnosis` is set where the cause is ours."""
+    """A launch that came to nothing. `said` is what the server said; `diagnosis` is set where the cause is ours.
 
-    def __init__(self, message: str, said: str = "", diagnosis: Optional[Diagnosis] = None) -> None:
+    `final` is whether nothing else can be launched under this uid either.
+    """
+
+    def __init__(
+        self, message: str, said: str = "", diagnosis: Optional[Diagnosis] = None, final: bool = False
+    ) -> None:
         super().__init__(message)
         self.said = said or message
         self.diagnosis = diagnosis
+        self.final = final
 
 
 class Launcher:
@@ -91,7 +119,7 @@ class Launcher:
                     raise
                 found = Running(self.uid, status="CREATING")
             if found is None:
-                raise LaunchFailed("the server forgot the launch: it was restarted, or somebody stopped the model")
+                raise LaunchFailed("the server forgot the launch", diagnosis=FORGOTTEN)
             if found.status == "ERROR":
                 said = ACTOR.sub("", found.error)
                 raise LaunchFailed(said or "the server gives no reason", said, None if said else NO_REASON)
@@ -124,7 +152,8 @@ class Launcher:
             if found is None or found.status != "TERMINATING":
                 return
             time.sleep(FIRST_PAUSE)
-        raise LaunchFailed(f"it has been terminating for {time.monotonic() - self.started:.0f} s, and does not end")
+        waited = time.monotonic() - self.started
+        raise LaunchFailed(f"it has been terminating for {waited:.0f} s, and does not end", diagnosis=HELD, final=True)
 
     def _persistent(self, payload: Mapping[str, Any]) -> Running:
         """Launch; again while an earlier launch of the same uid is still being unwound."""
@@ -137,7 +166,7 @@ class Launcher:
                 if not UNWINDING.search(said.strip()):
                     raise
                 if time.monotonic() >= end:
-                    raise LaunchFailed(said, diagnosis=HELD) from failure
+                    raise LaunchFailed(said, diagnosis=HELD, final=True) from failure
             time.sleep(UNWIND_PAUSE)
 
     def _launch(self, payload: Mapping[str, Any]) -> Running:
@@ -162,9 +191,11 @@ class Launcher:
     def _contested(self, payload: Mapping[str, Any]) -> Running:
         """The uid is taken, though the server did not list it: a ghost, or somebody who was faster."""
         end = min(self.deadline, time.monotonic() + SELF_RECOVERY)
+        died = False
         while time.monotonic() < end:
             found = look(self.client).get(self.uid)
             if found is None:
+                died = False
                 break
             if found.state == "ready":
                 self.contested = True
@@ -172,6 +203,9 @@ class Launcher:
             if found.state == "starting":
                 return self.follow()
             time.sleep(1.0)
+            died = found.state == "failed" and found.model is None
+        if died and not self.client.features.ends_the_dead:
+            raise LaunchFailed("its process died, and the server cannot forget it", diagnosis=DEAD, final=True)
         self.stop(None)
         return self._launch(payload)
 
@@ -184,26 +218,24 @@ class Launcher:
         self._cancel()
         taken = time.monotonic() - self.started
         far = f" (progress {self.progress:.0%})" if self.progress else ""
-        raise LaunchFailed(
-            f"not ready after {taken:.0f} s{far}; the launch was cancelled",
-            diagnosis=Diagnosis(
-                cause="The model did not become ready within wait_timeout; it is large, its disk slow, or it hangs.",
-                cure="Look at the end of the server's log. Raise wait_timeout if it was still loading.",
-            ),
-        )
+        message = f"not ready after {taken:.0f} s{far}; the launch was cancelled"
+        left = self._instance()
+        if left and (left.state == "starting" or left.unwinding):
+            raise LaunchFailed(f"{message}, and the server does not let go of it", diagnosis=HELD, final=True)
+        raise LaunchFailed(message, diagnosis=SLOW)
 
     def _cancel(self) -> None:
         """Cancel the launch and wait until it has unwound. One that has ended already is fine."""
+        end = time.monotonic() + CANCEL_LIMIT
         try:
             self.client.cancel(self.uid)
         except AccessRefused:
             raise
         except ServerError:
             pass  # Refused because it has ended, or slow to unwind; both show below.
-        end = time.monotonic() + CANCEL_LIMIT
         while time.monotonic() < end:
             found = self._instance()
-            if found is None or found.state != "starting":
+            if found is None or not (found.state == "starting" or found.unwinding):
                 return
             time.sleep(0.5)
 

@@ -6,17 +6,29 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import Any, Collection, Dict, List, Mapping, Optional, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Collection, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from ..masking import masked
-from .record import Entry
+from .fields import BESIDE, REPLACE
+from .record import PREVIOUS, Entry, Instead
 from .running import Running
-from .spec import ModelSpec
+from .spec import ModelSpec, from_payload
 
 PRUNE = ("managed", "all", "none")
 # A change of these steps is seen on the server; `keep` changes nothing, `adopt` and `cleanup` only our record.
 CHANGING = ("launch", "relaunch", "terminate", "adopt", "cleanup")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to serve a model: the first choice has the number 0, alternatives are counted from 1.
+
+    PREVIOUS is what ran before; see record.Instead.
+    """
+
+    number: int
+    spec: ModelSpec
 
 
 @dataclass(frozen=True)
@@ -29,6 +41,10 @@ class Step:
     spec: how the model shall run; None for terminate and cleanup.
     seen: what the server had when the step was planned; None when it had nothing of that uid.
     before, after: launch fields as they were and as they will be, for a diff; secrets are masked.
+    tries: what to launch, the next where one fails; for keep and adopt what runs.
+    instead: what the record says of a model that is, or was, not its first choice.
+    previous: the launch of the model that serves now, to be brought back when nothing else can be launched.
+    beside: whether a model is launched and asked under another uid before the one that serves is ended.
     """
 
     action: str
@@ -38,6 +54,14 @@ class Step:
     seen: Optional[Running] = None
     before: Optional[Dict[str, Any]] = None
     after: Optional[Dict[str, Any]] = None
+    tries: Tuple[Choice, ...] = ()
+    instead: Optional[Instead] = None
+    previous: Optional[Mapping[str, Any]] = None
+    beside: bool = False
+
+    def every_choice(self) -> Tuple[Choice, ...]:
+        """The first choice and all alternatives, in their order."""
+        return tuple(Choice(number, spec) for number, spec in enumerate(self.spec.choices)) if self.spec else ()
 
     @property
     def changes(self) -> bool:
@@ -50,6 +74,9 @@ def plan(
     record: Mapping[str, Entry],
     prune: str = "managed",
     relaunch: Collection[str] = (),
+    first_choice: bool = True,
+    hindered: Optional[Mapping[str, str]] = None,
+    how: str = REPLACE,
 ) -> List[Step]:
     """The steps that bring a server from `running` to `desired`.
 
@@ -57,7 +84,13 @@ def plan(
     that are not desired go: `managed` those of the record, `all` every one, `none` none. `relaunch` names uids to be
     launched anew even when nothing changed. Removals come first, then models in launch order: by type, small ones
     before LLMs, otherwise as listed.
+
+    `first_choice` is whether a model that runs as an alternative goes back to its first choice: an operator's word for
+    it. Without it, what the record says of alternatives holds for as long as the first choice is the same. `hindered`
+    has the uids whose first choice still cannot run, with the reason. `how` a changed model takes the place of the one
+    that serves, where its entry leaves that open: `replace` or `beside`.
     """
+    hindered = hindered or {}
     if prune not in PRUNE:
         raise ValueError(f"prune is {prune!r}; it must be one of {', '.join(PRUNE)}")
     wanted = {spec.uid for spec in desired}
@@ -69,8 +102,26 @@ def plan(
     ]
     ordered = sorted(desired, key=lambda spec: spec.rank)
     return removals + [
-        _want(spec, running.get(spec.uid), record.get(spec.uid), spec.uid in relaunch) for spec in ordered
+        _Want(spec, running.get(spec.uid), record.get(spec.uid), first_choice, how).step(
+            spec.uid in relaunch, hindered.get(spec.uid, "")
+        )
+        for spec in ordered
     ]
+
+
+def standing(spec: ModelSpec, entry: Entry) -> Optional[int]:
+    """Which choice of an entry the record's launch is: 0 the first, alternatives from 1, PREVIOUS what ran before.
+
+    None for a launch that the entry does not ask for: it was changed since.
+    """
+    if entry.fingerprint == spec.fingerprint():
+        return 0
+    if entry.instead is None or entry.instead.wanted != spec.fingerprint():
+        return None
+    if entry.instead.number == PREVIOUS:
+        return PREVIOUS
+    prints = [one.fingerprint() for one in spec.fallbacks]
+    return prints.index(entry.fingerprint) + 1 if entry.fingerprint in prints else None
 
 
 def visible_drift(spec: ModelSpec, seen: Running) -> List[str]:
@@ -94,61 +145,125 @@ def visible_drift(spec: ModelSpec, seen: Running) -> List[str]:
     return differences
 
 
-def _want(spec: ModelSpec, seen: Optional[Running], entry: Optional[Entry], anew: bool) -> Step:
-    def step(action: str, reason: str) -> Step:
-        after = masked(spec.payload())
-        before = masked(entry.payload) if entry and seen else None
+class _Want:
+    """One model that is desired: what there is of it, and what the record says."""
+
+    def __init__(
+        self, spec: ModelSpec, seen: Optional[Running], entry: Optional[Entry], first_choice: bool, how: str
+    ) -> None:
+        self.spec, self.seen, self.entry, self.first_choice = spec, seen, entry, first_choice
+        self.beside = (spec.relaunch or how) == BESIDE
+        self.choices = [Choice(number, choice) for number, choice in enumerate(spec.choices)]
+        number = standing(spec, entry) if entry else None
+        self.known: Optional[Choice] = None
+        """What the record's launch is, None when the entry does not ask for it."""
+        if entry and number is not None:
+            self.known = Choice(PREVIOUS, from_payload(entry.payload)) if number == PREVIOUS else self.choices[number]
+
+    def step(self, anew: bool, hindrance: str) -> Step:
+        """What shall happen."""
+        seen, entry, known = self.seen, self.entry, self.known
+        if seen is None:
+            gone = entry and entry.ready and f"launched {_when(entry.launched_at)}, and gone from the server since"
+            return self._launch(gone or "not running")
+        state = seen.state
+        if state == "stopping":
+            return self._launch("being terminated; launched again when it is gone")
+        if state == "failed":
+            reason = f"its last launch failed{': ' + _first_line(seen.error) if seen.error else ''}"
+            return self._launch(reason) if seen.model is None else self._relaunch(reason)
+        if state == "lost":
+            return self._launch(f"the server says {seen.status or 'nothing'} and does not list the model")
+        if anew:
+            return self._relaunch("relaunch was asked for")
+        if entry is None:
+            return self._strange(seen)
+        if known is None:
+            return self._relaunch(_changes(entry.payload, self.spec.payload()))
+        if known.number != 0 and self.first_choice:
+            if not hindrance or state != "ready" or not entry.ready:
+                return self._relaunch(f"{self._other(known, entry)}; the first choice is tried again")
+            step = self._recorded(known, seen, entry)
+            return replace(step, reason=f"{step.reason}; the first choice still cannot run: {hindrance}")
+        if state == "ready" and entry.ready:
+            return self._recorded(known, seen, entry)
+        return self._keep(known, "as wanted" if state == "ready" else "being launched already; waited for")
+
+    def _strange(self, seen: Running) -> Step:
+        """A model that the record does not know."""
+        drifts = [visible_drift(choice.spec, seen) if seen.state == "ready" else [] for choice in self.choices]
+        fitting = [choice for choice, drift in zip(self.choices, drifts) if not drift]
+        if not fitting or (self.first_choice and fitting[0].number != 0):
+            return self._relaunch(f"launched by somebody else, and differs: {'; '.join(drifts[0])}")
+        instead = None
+        if fitting[0].number != 0:
+            instead = Instead(fitting[0].number, self.spec.fingerprint(), "it was found running")
+        return self._keep(fitting[0], _found(seen.state), "adopt", instead)
+
+    def _recorded(self, known: Choice, seen: Running, entry: Entry) -> Step:
+        """A ready model that our record describes: is it still the one we launched?"""
+        moved = [
+            f"{name} was {entry.shown[name]}, is {now}"
+            for name, now in seen.shown.items()
+            # A record of an earlier release lacks facts that were not looked at then.
+            if name in entry.shown and entry.shown[name] != now
+        ]
+        if entry.shown and moved:
+            return self._relaunch(f"changed on the server since we launched it: {'; '.join(moved)}")
+        if entry.since is not None and seen.since is not None and entry.since != seen.since:
+            drift = visible_drift(known.spec, seen)
+            if drift:
+                return self._relaunch(f"launched anew by somebody else {_when(seen.since)}: {'; '.join(drift)}")
+            reason = f"launched anew by somebody else {_when(seen.since)}, as wanted as far as the server shows"
+            return self._keep(known, reason, "adopt", self._instead())
+        return self._keep(known, self._other(known, entry) if known.number else "as wanted")
+
+    def _other(self, known: Choice, entry: Entry) -> str:
+        """That something else than the first choice runs, and why."""
+        instead = entry.instead
+        if known.number == 0 or instead is None:
+            return "as wanted"
+        because = f" because the first choice failed: {instead.why}" if instead.why else ""
+        return f"{instead.words} serves ({known.spec.words}){because}"
+
+    def _keep(self, known: Choice, reason: str, action: str = "keep", instead: Optional[Instead] = None) -> Step:
+        after = masked(known.spec.payload())
+        instead = instead or (self._instead() if action == "keep" else None)
+        return Step(action, self.spec.uid, reason, self.spec, self.seen, after, after, (known,), instead)
+
+    def _launch(self, reason: str) -> Step:
+        tries = self._tries()
+        after = masked(tries[0].spec.payload())
+        previous = self.entry.previous if self.entry else None
+        return Step(
+            "launch", self.spec.uid, reason, self.spec, self.seen, None, after, tries, self._instead(), previous
+        )
+
+    def _relaunch(self, reason: str) -> Step:
+        tries, seen, entry = self._tries(), self.seen, self.entry
+        before = masked(entry.payload) if entry else None
         if before is None and seen and seen.model is not None:
             before = {name: value for name, value in seen.shown.items() if value is not None}
-        if action == "launch":
-            before = None
-        if action in ("keep", "adopt"):
-            before = after
-        return Step(action, spec.uid, reason, spec, seen, before, after)
-
-    if seen is None:
-        gone = f"launched {_when(entry.launched_at)}, and gone from the server since" if entry and entry.ready else ""
-        return step("launch", gone or "not running")
-    state = seen.state
-    if state == "stopping":
-        return step("launch", "being terminated; launched again when it is gone")
-    if state == "failed":
-        action = "launch" if seen.model is None else "relaunch"
-        return step(action, f"its last launch failed{': ' + _first_line(seen.error) if seen.error else ''}")
-    if state == "lost":
-        return step("launch", f"the server says {seen.status or 'nothing'} and does not list the model")
-    if anew:
-        return step("relaunch", "relaunch was asked for")
-    if entry is None:
-        drift = visible_drift(spec, seen) if state == "ready" else []
-        if drift:
-            return step("relaunch", f"launched by somebody else, and differs: {'; '.join(drift)}")
-        return step("adopt", _found(state))
-    if entry.fingerprint != spec.fingerprint():
-        return step("relaunch", _changes(entry.payload, spec.payload()))
-    if state == "ready" and entry.ready:
-        return _recorded(spec, seen, entry, step)
-    return step("keep", "as wanted" if state == "ready" else "being launched already; waited for")
-
-
-def _recorded(spec: ModelSpec, seen: Running, entry: Entry, step: Any) -> Step:
-    """A ready model that our record describes: is it still the one we launched?"""
-    moved = [
-        f"{name} was {entry.shown[name]}, is {now}"
-        for name, now in seen.shown.items()
-        # A record of an earlier release lacks facts that were not looked at then.
-        if name in entry.shown and entry.shown[name] != now
-    ]
-    if entry.shown and moved:
-        return step("relaunch", f"changed on the server since we launched it: {'; '.join(moved)}")
-    if entry.since is not None and seen.since is not None and entry.since != seen.since:
-        drift = visible_drift(spec, seen)
-        if drift:
-            return step("relaunch", f"launched anew by somebody else {_when(seen.since)}: {'; '.join(drift)}")
-        return step(
-            "adopt", f"launched anew by somebody else {_when(seen.since)}, as wanted as far as the server shows"
+        serves = seen is not None and seen.state == "ready"
+        previous = entry.previous if entry else None
+        if entry and entry.ready and serves:
+            previous = entry.payload
+        after = masked(tries[0].spec.payload())
+        beside = self.beside and serves
+        return Step(
+            "relaunch", self.spec.uid, reason, self.spec, seen, before, after, tries, self._instead(), previous, beside
         )
-    return step("keep", "as wanted")
+
+    def _instead(self) -> Optional[Instead]:
+        """What the record says of why the first choice does not serve."""
+        return self.entry.instead if self.entry and self.known and self.known.number else None
+
+    def _tries(self) -> Tuple[Choice, ...]:
+        """All choices in the order to try them: from the first, or before the others what the record says ran last."""
+        known = self.known
+        if self.first_choice or known is None or known.number == 0:
+            return tuple(self.choices)
+        return (known, *(choice for choice in self.choices if choice.number != known.number))
 
 
 def _removal(uid: str, seen: Optional[Running], entry: Optional[Entry], prune: str) -> Optional[Step]:

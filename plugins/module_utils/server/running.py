@@ -16,6 +16,8 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence
 from .client import Client
 
 STARTING = ("CREATING", "LOADING", "UPDATING")
+# Seconds after which the list of models is not an old one.
+LIST_AGE = 3.5
 # What a server shows of a model that says how it was launched; compared with what it showed when we launched it.
 SHOWN = (
     "model_name",
@@ -49,6 +51,11 @@ class Running:
     def loaded(self) -> bool:
         """Whether the instance and each of its replicas say that they are ready."""
         return self.status == "READY" and not any(one in STARTING for one in self.replicas)
+
+    @property
+    def unwinding(self) -> bool:
+        """Whether its launch was given up, and a replica of it has not ended yet."""
+        return self.status == "ERROR" and any(one in STARTING for one in self.replicas)
 
     @property
     def state(self) -> str:
@@ -91,6 +98,18 @@ def combine(models: Mapping[str, Mapping[str, Any]], instances: Sequence[Mapping
 def look(client: Client) -> Dict[str, Running]:
     """Ask the server for both lists: two requests."""
     return combine(client.models(), client.instances())
+
+
+def look_twice(client: Client) -> Dict[str, Running]:
+    """The same, once more after a while when a model is listed of which the server has no instance.
+
+    Servers keep the list of models for three seconds; a model that died within them is still in it.
+    """
+    found = look(client)
+    if any(one.model is not None and one.status is None for one in found.values()):
+        time.sleep(LIST_AGE)
+        found = look(client)
+    return found
 
 
 def settle(client: Client, uid: str, limit: float = 5.0, pause: float = 0.5) -> Running:

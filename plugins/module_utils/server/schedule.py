@@ -39,12 +39,17 @@ def _must_wait(step: Step, other: Step, gpus: bool) -> bool:
         return True
     if step.spec is None or other.spec is None:
         return False
-    measured = step.spec.measures_memory or other.spec.measures_memory
+    measured = any(spec.measures_memory for spec in (*_specs(step), *_specs(other)))
     return measured and _share(step, other, gpus)
 
 
 def _share(step: Step, other: Step, gpus: bool) -> bool:
-    return gpus and step.spec is not None and other.spec is not None and share_gpu(step.spec, other.spec)
+    return gpus and any(share_gpu(mine, theirs) for mine in _specs(step) for theirs in _specs(other))
+
+
+def _specs(step: Step) -> List[ModelSpec]:
+    """All that a step may launch; which of them it will be, nobody knows before."""
+    return [choice.spec for choice in step.tries] or ([step.spec] if step.spec else [])
 
 
 def share_gpu(one: ModelSpec, other: ModelSpec) -> bool:

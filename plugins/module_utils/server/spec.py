@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
 
+from ..alternatives import FALLBACKS, OF_THE_ENTRY, merged
 from ..companions import launch_extras
 from ..masking import masked_field
 from .fields import FIELDS, LAUNCH_ORDER, NOT_HERE, SOURCE_FIELDS, boolean, mapping, suggestion, text
@@ -34,6 +35,8 @@ class ModelSpec:
 
     `fields` are launch fields, checked and normalised; `gpu_idx` holds GPU indexes as the server sees them.
     `source` is the name of the model in the bundle, None where `model_path` was given or a registration carries it.
+    `fallbacks` are the alternatives, in the order in which they are tried when this cannot run. `relaunch` is how a
+    changed model takes the place of the one that runs, None where the entry leaves that open.
     """
 
     uid: str
@@ -42,6 +45,21 @@ class ModelSpec:
     gpu_idx: Tuple[int, ...] = ()
     source: Optional[str] = None
     probe: Any = None
+    fallbacks: Tuple[ModelSpec, ...] = ()
+    relaunch: Optional[str] = None
+
+    @property
+    def choices(self) -> Tuple[ModelSpec, ...]:
+        """This first choice and its alternatives; the place of one is its number."""
+        return (self, *self.fallbacks)
+
+    @property
+    def words(self) -> str:
+        """Model and engine for a person: `bge-reranker-base on sentence_transformers`."""
+        size = self.fields.get("model_size_in_billions")
+        what = [self.name, f"{size}B".replace("_", ".") if size is not None else "", self.fields.get("quantization")]
+        named = " ".join(str(one) for one in what if one and one != "none")
+        return f"{named} on {self.engine}" if self.engine else named
 
     @property
     def name(self) -> str:
@@ -75,6 +93,13 @@ class ModelSpec:
     def fingerprint(self) -> str:
         """A hash of all that decides how the model runs. Two entries that ask for the same thing share it."""
         return fingerprint(self.payload())
+
+
+def from_payload(payload: Mapping[str, Any]) -> ModelSpec:
+    """The specification of a launch from its request, as the record keeps it."""
+    fields = {name: value for name, value in payload.items() if name in FIELDS and name != "model_uid"}
+    options = {name: value for name, value in payload.items() if name not in FIELDS and name != "gpu_idx"}
+    return ModelSpec(str(payload["model_uid"]), fields, options, tuple(payload.get("gpu_idx") or ()))
 
 
 def fingerprint(payload: Mapping[str, Any]) -> str:
@@ -122,8 +147,8 @@ def parse(
             continue
         off = _is_off(entry)
         # What is switched off is checked like the rest, but neither bundle nor host need to have it.
-        known = _Entry(number, entry, server_gpus, None if off else artifacts_paths, set(registrations))
-        spec = known.spec()
+        known = _Entry(f"Entry {number}", entry, server_gpus, None if off else artifacts_paths, set(registrations))
+        spec = known.whole()
         problems.extend(known.problems)
         if off:
             continue
@@ -144,7 +169,7 @@ class _Entry:
 
     def __init__(
         self,
-        number: int,
+        number: str,
         entry: Mapping[str, Any],
         server_gpus: Mapping[str, int],
         artifacts_paths: Optional[Mapping[str, str]],
@@ -156,12 +181,49 @@ class _Entry:
         self.registrations = registrations
         self.problems: List[str] = []
         self.values: Dict[str, Any] = {}
-        self.label = str(entry.get("model_uid") or f"Entry {number}")
+        self.label = str(entry.get("model_uid") or number)
         if len(self.label) > 60:
             self.label = self.label[:57] + "..."
 
     def problem(self, sentence: str) -> None:
         self.problems.append(f"{self.label}: {sentence}")
+
+    def whole(self) -> Optional[ModelSpec]:
+        """The specification with those of its alternatives, or None when a problem stands in the way of one of them."""
+        first = self.spec()
+        given = self.values.get(FALLBACKS) or []
+        found = [self._fallback(number, override) for number, override in enumerate(given, 1)]
+        specs = [first, *found]
+        seen: Dict[str, int] = {}
+        for number, spec in enumerate(specs):
+            same = seen.setdefault(spec.fingerprint(), number) if spec else number
+            if same != number:
+                self.problem(f"fallback {number} launches the same as {f'fallback {same}' if same else 'the entry'}")
+        if self.problems or first is None:
+            return None
+        return replace(first, fallbacks=tuple(spec for spec in found if spec))
+
+    def _fallback(self, number: int, override: Any) -> Optional[ModelSpec]:
+        """One alternative, or None when a problem stands in its way; the problems of the entry are told once."""
+        label = f"{self.label}: fallback {number}"
+        if not isinstance(override, Mapping):
+            self.problem(f"fallback {number} is not a dictionary of launch fields")
+            return None
+        sound = {name: value for name, value in self.entry.items() if name in self.values or value is None}
+        known = _Entry("", merged(sound, override), self.server_gpus, self.artifacts_paths, self.registrations)
+        own = len(self.problems)
+        told = {problem[len(self.label) :] for problem in self.problems}
+        spec = known.spec()
+        self.problems += [label + one for one in (two[len(known.label) :] for two in known.problems) if one not in told]
+        for name in OF_THE_ENTRY:
+            if name in override:
+                self.problems.append(f"{label}: {name} is said once, for the entry; take it out of the fallback")
+        for name in ("model_uid", "model_type"):
+            if known.values.get(name, self.values.get(name)) != self.values.get(name):
+                self.problems.append(
+                    f"{label}: {name} must be that of the entry, which clients ask for (it is {known.values[name]!r})"
+                )
+        return spec if len(self.problems) == own else None
 
     def spec(self) -> Optional[ModelSpec]:
         """The specification, or None when a problem stands in its way."""
@@ -184,6 +246,7 @@ class _Entry:
             gpu_idx=gpu_idx,
             source=source,
             probe=self.values.get("probe"),
+            relaunch=self.values.get("relaunch"),
         )
 
     def _check_fields(self) -> None:

@@ -103,6 +103,11 @@ class Transport:
         """Whether it was given a key or a login."""
         return bool(self._key or self._username)
 
+    @property
+    def refusal(self) -> Optional[AccessRefused]:
+        """The refusal that ended the use of these credentials, None while there was none."""
+        return self._refusal
+
     def auth_enabled(self) -> bool:
         """Whether the server asks for credentials; asked once, without sending any."""
         if self._auth is None:

@@ -202,6 +202,11 @@ def test_gpus_are_looked_up_by_number_or_uuid():
     assert judge_gpus(needs(), facts(gpus=None)) == [] and wanted_gpus(needs(models=["no entry", {"gpus": 3}])) == []
 
 
+def test_gpus_of_alternatives_are_looked_up_too():
+    models = [{"gpus": [0], "fallbacks": [{"gpus": [9]}, {"gpus": None}]}]
+    assert wanted_gpus(needs(models=models, gpus=[])) == ["0", "9"]
+
+
 def test_a_report_is_one_message_with_every_finding():
     text = report("site1", [Finding("port", "free", "taken", "stop it"), Finding("models", "", "a: bad", "")])
     assert text.splitlines() == [
@@ -222,6 +227,15 @@ def test_a_host_needs_its_own_models_and_what_its_backend_needs(bundle):
     assert [entry.reference for entry in bundles.select(bundle, [], "docker").artifacts] == ["wheels/host"]
     off = [{**ENTRY, "enabled": value} for value in (False, "no", "false")]
     assert bundles.wanted_models([*off, {"model_path": "/x"}, nonsense, ENTRY, ENTRY]) == ["minilm"]
+
+
+def test_alternatives_are_shipped_with_what_they_need(bundle):
+    entry = {**ENTRY, "fallbacks": [{"source": {"path": "/b"}}, {"replica": 2}], "model_type": "audio"}
+    speech = {"model_name": "SenseVoiceSmall", "source": {"modelscope": "iic/SenseVoiceSmall"}}
+    assert bundles.wanted_models([entry, {**entry, "fallbacks": [speech]}]) == ["minilm", "b", "SenseVoiceSmall"]
+    assert bundles.select(bundle, [entry], "native").absent == ["models/b"]
+    assert bundles.wanted_companions([{**entry, "fallbacks": [speech]}]) == ["speech_fsmn_vad_zh-cn-16k-common-pytorch"]
+    assert bundles.wanted_models([{**entry, "enabled": False}]) == []
 
 
 def test_a_bundle_is_verified_once_and_its_stamps_go_where_they_can(bundle, tmp_path, monkeypatch):

@@ -235,6 +235,9 @@ def test_weights_need_memory_where_no_gpu_takes_them():
     (finding,) = judge_memory(needs(models=[model], gpus=[]), facts(), [artifact])
     assert finding.wanted == "71.0 GiB for the server and 70.0 GiB of weights that no GPU takes"
     assert judge_memory(needs(models=[{**model, "enabled": False}], gpus=[]), facts(), [artifact]) == []
+    smaller = {**model, "source": {"path": "/data/small"}, "fallbacks": [{"source": {"path": "/data/alpha"}}]}
+    (finding,) = judge_memory(needs(models=[smaller], gpus=[]), facts(), [artifact])
+    assert "70.0 GiB of weights" in finding.wanted
     (finding,) = judge_memory(needs(min_memory=100 * GIB), facts(), [])
     assert "xinference_preflight_min_memory" in finding.wanted
 

@@ -43,6 +43,22 @@ def test_a_failed_probe_is_told_under_its_line() -> None:
     assert found.problems == ["gpu1: minilm: a related pair is no closer"]
 
 
+def test_an_alternative_is_told_under_its_line() -> None:
+    result = health(reranker=PASSED, other=PASSED)
+    told = {"choice": 1, "runs": "bge-reranker-base on sentence_transformers", "why": "It does not fit."}
+    result["models"]["reranker"]["launched"] = told
+    result["models"]["other"]["launched"] = {"choice": 0, "runs": "bge-m3 on vLLM", "why": ""}
+    found = of(gpu1=result)
+    assert report.table(found.rows)[1:] == [
+        "gpu1  reranker  embedding  ok     12 ms    http://127.0.0.1:9997",
+        "  alternative 1 serves: bge-reranker-base on sentence_transformers. The first choice failed: It does not fit",
+        "gpu1  other     embedding  ok     12 ms    http://127.0.0.1:9997",
+    ]
+    assert found.problems == [] and found.as_dict()["models"][0]["note"].startswith("alternative 1 serves")
+    result["models"]["reranker"].update(state="failed", error="died", launched={"choice": -1, "runs": "old", "why": ""})
+    assert of(gpu1=result).rows[0].lines == ["died", "what ran before serves: old"]
+
+
 def test_a_host_of_which_nothing_is_known_fails_the_report() -> None:
     found = of(gpu1=health(minilm=PASSED), gpu2={}, gpu3={"problems": ["Connection refused"], "endpoint": ENDPOINT})
     assert [row.state for row in found.rows] == ["ok", "not verified", "not verified"]

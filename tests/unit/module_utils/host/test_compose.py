@@ -71,7 +71,9 @@ WHEELS = replace(
 )
 INDEX = replace(CPU, engines=engines("bundle", features("3.2.0")), index_image="sha256:" + "5" * 64, mounted="1" * 16)
 
-SERVERS: Dict[str, compose.Server] = {"cpu": CPU, "gpu": GPU, "wheels": WHEELS, "index": INDEX}
+KEPT = replace(CPU, keeper="1000:1000", selinux=True)
+
+SERVERS: Dict[str, compose.Server] = {"cpu": CPU, "gpu": GPU, "wheels": WHEELS, "index": INDEX, "keeper": KEPT}
 
 ARTIFACTS = {
     "images": {
@@ -346,6 +348,39 @@ def test_engines_that_cannot_be_had_are_refused() -> None:
         docker_release.engines_of("wheels", features("4.1.0"), {})
     assert docker_release.engines_of("wheels", features("4.1.0"), ARTIFACTS)[1] == WHEELS.wheels
     assert engines("image", features("1.8.1")).environment == {}
+
+
+def test_the_keeper_is_a_service_of_its_own_that_may_write_its_state_and_nothing_else() -> None:
+    services = compose.project(KEPT)["services"]
+    assert services["server"] == service(replace(CPU, selinux=True)), "the server is the same with and without it"
+    keeper = services["keeper"]
+    assert keeper["image"] == IMAGE and keeper["pull_policy"] == "never" and keeper["user"] == "1000:1000"
+    writable = [volume["target"] for volume in keeper["volumes"] if not volume.get("read_only")]
+    assert writable == ["/opt/xinference/state"] and keeper["read_only"] and keeper["cap_drop"] == ["ALL"]
+    assert (
+        "deploy" not in keeper and "ports" not in keeper and keeper["environment"]["NVIDIA_VISIBLE_DEVICES"] == "void"
+    )
+    assert "network_mode" not in keeper and compose.inner_endpoint(KEPT) == "http://server:9997"
+    assert keeper["entrypoint"][-2:] == ["/opt/xinference/current/bin/keeper.pyz", "/opt/xinference"]
+    assert "/opt/xinference/state" in compose.directories(KEPT)
+
+
+def test_the_keeper_is_where_the_server_can_be_reached() -> None:
+    host = replace(KEPT, options={"network_mode": "host"})
+    assert compose.project(host)["services"]["keeper"]["network_mode"] == "host"
+    assert compose.inner_endpoint(host) == "http://127.0.0.1:9997"
+    named = replace(KEPT, options={"networks": {"models": {"aliases": ["x"]}}})
+    assert compose.project(named)["services"]["keeper"]["networks"] == ["models"]
+
+
+@pytest.mark.parametrize(
+    ("told", "user", "namespace"),
+    [([], None, ""), (["name=seccomp,profile=default", "name=rootless"], "0:0", ""), (["name=userns"], None, "host")],
+)
+def test_the_keeper_runs_as_whoever_owns_its_files(tmp_path: Path, told: list, user: Any, namespace: str) -> None:
+    mine = f"{os.getuid()}:{tmp_path.stat().st_gid}"
+    assert docker_release.keeper_user(tmp_path, {"SecurityOptions": told}) == (user or mine, namespace)
+    assert docker_release.keeper_user(tmp_path / "not/yet", {}) == (f"{os.geteuid()}:{os.getegid()}", "")
 
 
 def test_the_content_of_mounted_files_counts_and_that_of_directories_does_not(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_ne
 time.sleep(float(os.environ["LIVES"]))
 sys.exit(7)
 """
+KEEPER = "import time; print('kept', flush=True); time.sleep(60)"
 
 
 def until(condition: Callable[[], Any], limit: float = 60.0) -> Any:
@@ -48,8 +49,8 @@ def until(condition: Callable[[], Any], limit: float = 60.0) -> Any:
     raise AssertionError("it did not happen in time")
 
 
-def deploy(root: Path, **environment: str) -> Dict[str, Any]:
-    """Put a release in force whose server is the small program."""
+def deploy(root: Path, keeper: bool = False, **environment: str) -> Dict[str, Any]:
+    """Put a release in force whose server is the small program, and its keeper another one."""
     wanted = {
         "name": "xinference",
         "manager": "supervisord",
@@ -60,7 +61,7 @@ def deploy(root: Path, **environment: str) -> Dict[str, Any]:
         "port": 9,
         "stop_timeout": 5,
     }
-    files = definition.files(root, wanted, [], {})
+    files = definition.files(root, wanted, [], {}, (), {"bin/keeper.pyz": release.Entry(KEEPER)} if keeper else None)
     release.make(root, files)
     release.switch(root, release.identity(files))
     (root / "run").mkdir(exist_ok=True)
@@ -290,6 +291,75 @@ def test_sockets_get_a_private_place_that_is_short_enough(tmp_path: Path) -> Non
     assert native_run.socket_directory(deep) == str(place)
     assert place.stat().st_mode & 0o777 == 0o700
     place.rmdir()
+
+
+def test_the_keeper_is_a_program_of_its_own_for_both_managers(tmp_path: Path) -> None:
+    deploy(tmp_path)
+    native = native_ctl.Native(tmp_path)
+    assert (
+        not native.keeps
+        and "program:xinference-keeper" not in native.supervisor_config()
+        and "bin/run" in native.unit()
+    )
+    before = native.digest
+    deploy(tmp_path, keeper=True)
+    native = native_ctl.Native(tmp_path)
+    assert native.keeps and native.digest == before, "a server is not restarted for it"
+    assert f'[program:xinference-keeper]\ncommand="{tmp_path}/current/bin/keeper" "run"' in native.supervisor_config()
+    assert f'ExecStart="{tmp_path}/current/bin/keeper" "run"' in native.keeper_unit()
+    assert "PartOf" not in native.keeper_unit() and "Restart=always" in native.keeper_unit()
+
+
+@pytest.fixture
+def keeper(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
+    started = []
+
+    def start() -> subprocess.Popen[bytes]:
+        process = subprocess.Popen([str(tmp_path / "current/bin/keeper"), "run"], stdout=subprocess.PIPE)
+        started.append(process)
+        assert process.stdout and process.stdout.readline() == b"kept\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_the_keeper_does_not_end_with_the_server_and_is_ended_when_all_is_stopped(
+    tmp_path: Path, runner: Any, keeper: Any
+) -> None:
+    deploy(tmp_path, keeper=True)
+    runner()
+    kept = keeper()
+    native = native_ctl.Native(tmp_path)
+    assert native.keepers() == [kept.pid] and kept.pid not in native_run.family(tmp_path)
+    native_run.sweep(tmp_path)
+    assert kept.poll() is None
+    assert native.stop() and kept.wait(10) == -signal.SIGTERM
+    kept = keeper()
+    assert service.plan(native, "stopped", native.state(), native.digest).action == "stop"
+    assert native.stop() and kept.wait(10) == -signal.SIGTERM and not native.stop()
+
+
+def test_the_keeper_comes_and_goes_without_a_restart_of_the_server(
+    tmp_path: Path, runner: Any, supervisord: Any, keeper: Any, monkeypatch: Any
+) -> None:
+    deploy(tmp_path, keeper=True)
+    supervisord()
+    runner()
+    native = native_ctl.Native(tmp_path)
+    monkeypatch.setattr(native_ctl, "SOCKET_LIMIT", 1000)
+    step = service.plan(native, "started", native.state(), native.digest)
+    assert (step.action, step.keeper, step.changes) == ("none", "start", True)
+    keeper()
+    step = service.plan(native, "started", native.state(), native.digest)
+    assert (step.action, step.keeper, step.changes) == ("none", "none", False)
+    step = service.plan(native, "started", native.state(), native.digest, keeps=False)
+    assert (step.action, step.keeper) == ("none", "stop")
+    monkeypatch.setattr(native_ctl, "SOCKET_LIMIT", 10)
+    step = service.plan(native, "started", native.state(), native.digest, keeps=False)
+    assert step.action == "restart" and "no socket" in step.reason
 
 
 def test_managers_get_paths_with_odd_characters_right(tmp_path: Path) -> None:

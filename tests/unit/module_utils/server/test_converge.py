@@ -8,181 +8,26 @@ from __future__ import annotations
 import json
 import threading
 import time
-from typing import Any
 
 import pytest
 from ansible_collections.airgap.xinference.plugins.module_utils.server import launch as launching
 from ansible_collections.airgap.xinference.plugins.module_utils.server.apply import apply, specs_from
 from ansible_collections.airgap.xinference.plugins.module_utils.server.client import (
-    AccessRefused,
     ServerError,
     Unreachable,
 )
-from ansible_collections.airgap.xinference.plugins.module_utils.server.converge import converge, human
-from ansible_collections.airgap.xinference.plugins.module_utils.server.features import features
+from ansible_collections.airgap.xinference.plugins.module_utils.server.converge import converge
+from ansible_collections.airgap.xinference.plugins.module_utils.server.outcome import human
 from ansible_collections.airgap.xinference.plugins.module_utils.server.plan import plan
 from ansible_collections.airgap.xinference.plugins.module_utils.server.record import Record, lock
 from ansible_collections.airgap.xinference.plugins.module_utils.server.running import Running, look
-from ansible_collections.airgap.xinference.plugins.module_utils.server.spec import SpecError, parse
-
-
-class Scripted:
-    """A Xinference that does as it is told; `behaviour[uid]` is a word or a text to fail with."""
-
-    endpoint = "http://127.0.0.1:9997"
-
-    def __init__(self, version="4.1.0", polls=2, **behaviour):
-        self.features = features(version)
-        self.polls = polls
-        self.behaviour = behaviour
-        self.live = {}
-        self.log = []
-        self.requests_made = 0
-        self.at_once = self.most_at_once = 0
-        self.clock = 1000
-        self.gpus = 2
-        self.guard = threading.RLock()
-
-    def version(self):
-        return self.features.version
-
-    def _note(self, what, uid=""):
-        self.requests_made += 1
-        self.log.append(f"{what} {uid}".strip())
-
-    def put(self, uid, status="READY", listed=True, since=1, error="", **shown):
-        model = {"id": uid, "model_name": "bce", "model_type": "embedding", "replica": 1, **shown}
-        self.live[uid] = {"model": model, "listed": listed, "status": status, "since": since, "error": error, "left": 0}
-
-    def models(self):
-        with self.guard:
-            self._note("models")
-            return {uid: one["model"] for uid, one in self.live.items() if one["listed"]}
-
-    def instances(self, uid=None):
-        with self.guard:
-            self._note("instances", uid or "")
-            rows = []
-            for name, one in list(self.live.items()):
-                if uid not in (None, name):
-                    continue
-                if one["status"] == "CREATING" and self.behaviour.get(name) != "hang":
-                    one["left"] -= 1
-                    if one["left"] <= 0:
-                        self._finish(name, one)
-                row = {"model_uid": name, "status": one["status"], "instance_created_ts": one["since"]}
-                if self.features.launch_returns_early:
-                    row["replica_statuses"] = [{"status": one["status"], "error_message": one["error"] or None}]
-                rows.append(row)
-            return rows
-
-    def _finish(self, uid, one):
-        self.at_once -= 1
-        said = self.behaviour.get(uid, "")
-        if said in ("", "taken", "forgets"):
-            one.update(status="READY", listed=True)
-        else:
-            one.update(status="ERROR", error=f"[address=127.0.0.1:1, pid=2] {said}")
-
-    def launch(self, payload, timeout=None):
-        uid = payload["model_uid"]
-        with self.guard:
-            self._note("launch", uid)
-            if uid in self.live and self.live[uid]["status"] not in ("ERROR",):
-                raise ServerError(
-                    "refused", 400, f"Model is already in the model list, uid: {uid}", "POST", "/v1/models"
-                )
-            if self.behaviour.get(uid) == "key":
-                raise AccessRefused("wrong key", 401, "no", "POST", "/v1/models")
-            self.clock += 1
-            self.put(uid, "CREATING", False, self.clock)
-            self.live[uid]["model"].update({name: payload.get(name) for name in ("model_name", "model_type")})
-            self.live[uid]["left"] = self.polls
-            self.at_once += 1
-            self.most_at_once = max(self.most_at_once, self.at_once)
-            if self.behaviour.get(uid) == "forgets":
-                del self.live[uid]
-                return uid
-        if self.features.launch_returns_early:
-            return uid
-        if self.behaviour.get(uid) == "hang":
-            time.sleep(timeout)
-            raise Unreachable("no answer", None, "", "POST", "/v1/models")
-        with self.guard:
-            self._finish(uid, self.live[uid])
-            if self.live[uid]["status"] == "ERROR":
-                raise ServerError("it says: " + self.behaviour[uid], 400, self.behaviour[uid], "POST", "/v1/models")
-        return uid
-
-    def progress(self, uid):
-        self._note("progress", uid)
-        return 0.8
-
-    def cancel(self, uid):
-        with self.guard:
-            self._note("cancel", uid)
-            if self.live.get(uid, {}).get("status") != "CREATING":
-                raise ServerError("not launching", 500, "not launching")
-            self.live[uid].update(status="ERROR", error="Launch cancelled")
-
-    def terminate(self, uid, timeout=None):
-        with self.guard:
-            self._note("terminate", uid)
-            if uid not in self.live or (self.live[uid]["status"] == "ERROR" and not self.live[uid]["listed"]):
-                raise ServerError("gone", 400, f"Model not found in the model list, uid: {uid}", "DELETE", uid)
-            if self.behaviour.get(uid) == "stays":
-                raise ServerError("it cannot stop", 500, "actor is stuck", "DELETE", uid)
-            del self.live[uid]
-
-    def cluster_info(self):
-        self._note("cluster")
-        return [{"node_type": "Worker", "gpu_count": self.gpus}]
-
-    def registrations(self, model_type):
-        self._note("registrations", model_type)
-        return [{"model_name": "bce", "is_builtin": True}, {"model_name": "ours", "is_builtin": False}]
-
-    def engines(self, model_type, name):
-        self._note("engines", name)
-        return {"st": [{"model_format": "pytorch"}], "vllm": "Failed to import vLLM: No module named 'vllm'"}
-
-
-def failing_with(error: Exception) -> Any:
-    """A function that raises `error` whatever it is given."""
-
-    def fail(*_arguments: Any, **_options: Any) -> Any:
-        raise error
-
-    return fail
-
-
-def scripted(*arguments: Any, **options: Any) -> Any:
-    """A server that does as it is told, where a Client is wanted."""
-    return Scripted(*arguments, **options)
+from ansible_collections.airgap.xinference.plugins.module_utils.server.spec import SpecError
+from scripted import Scripted, do, failing_with, no_pauses, scripted, spec, writes
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """No pause worth speaking of, so that hundreds of polls take no time."""
-    for name in ("FIRST_PAUSE", "LONGEST_PAUSE", "SELF_RECOVERY", "UNWIND_PAUSE"):
-        monkeypatch.setattr(launching, name, 0.002)
-
-
-def spec(uid="m", **fields):
-    return parse([{"model_uid": uid, "model_name": "bce", "model_type": "embedding", "model_engine": "st", **fields}])[
-        0
-    ]
-
-
-def do(server, *desired, record=None, prune="managed", relaunch=(), **options):
-    record = record if record is not None else Record(None)
-    steps = plan(desired, look(server), record.entries, prune, relaunch)
-    server.log.clear()
-    return {outcome.uid: outcome for outcome in converge(server, steps, record, **options)}
-
-
-def writes(server):
-    return [line for line in server.log if line.split()[0] in ("launch", "terminate", "cancel")]
+    no_pauses(monkeypatch)
 
 
 @pytest.mark.parametrize("version", ["4.1.0", "1.8.1"])
@@ -467,7 +312,7 @@ def test_an_earlier_launch_that_unwinds_is_waited_for(version, monkeypatch):
     assert outcome.ok and left == [0]
     monkeypatch.setattr(launching, "UNWIND_LIMIT", 0.0)
     (outcome,) = do(scripted(version, m="m-0 is running"), spec()).values()
-    assert "Restart the server" in outcome.diagnosis.cure and "m-0 is running" in outcome.error
+    assert "restart the server" in outcome.diagnosis.cure and "m-0 is running" in outcome.error
 
 
 def test_a_failure_without_a_reason_says_where_to_look():
@@ -520,7 +365,7 @@ def test_bugs_are_not_hidden_and_the_others_finish(monkeypatch):
     server, record = scripted(), Record(None)
     settle = record.settle
 
-    def broken(of, running):
+    def broken(of, running, instead=None):
         if of.uid == "a":
             raise RuntimeError("a bug")
         settle(of, running)
@@ -556,7 +401,8 @@ def test_a_rehearsal_writes_nothing(tmp_path):
         ("terminate", "theirs"),
         ("launch", "m"),
     ]
-    assert set(result.models[0]) == {"model_uid", "action", "reason", "model", "duration", "error", "diagnosis"}
+    words = "model_uid action reason model duration error diagnosis choice runs why attempts"
+    assert set(result.models[0]) == set(words.split())
     assert writes(server) == [] and not root.exists() and server.requests_made == 2
     assert result.after == {"m": ENTRY} and set(result.before) == {"theirs"}
 
@@ -589,6 +435,17 @@ def test_a_second_run_costs_two_requests_and_changes_nothing(tmp_path):
     assert first.changed and not second.changed and server.requests_made - before == 2
     assert (second.before, second.after, second.message) == ({}, {}, "")
     assert [set(row) for row in first.models] == [set(row) for row in second.models]
+
+
+def test_a_model_that_is_only_listed_any_more_is_looked_at_again(tmp_path):
+    server = scripted()
+    run(server, tmp_path, ENTRY)
+    old = dict(server.models())
+    server.live.clear()
+    models, listed = server.models, [old, old]
+    server.models = lambda: listed.pop() if len(listed) > 1 else models()
+    applied = run(server, tmp_path, ENTRY)
+    assert (applied.models[0]["action"], "m" in server.live) == ("launch", True)
 
 
 def test_failures_make_one_message_with_cause_and_cure(tmp_path):
@@ -637,6 +494,8 @@ def test_paths_come_from_what_was_shipped(tmp_path):
     with pytest.raises(SpecError, match="model without source in the bundle"):
         run(scripted(), tmp_path, ENTRY, rehearse=True)
     assert run(scripted(), tmp_path, {**ENTRY, "model_name": "ours"}, rehearse=True).changed
+    registered = {**sourced, "fallbacks": [{"model_name": "ours"}]}
+    assert run(scripted(), tmp_path, registered, rehearse=True).changed
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"models": {"m": {}}}'])

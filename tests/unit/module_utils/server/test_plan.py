@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from ansible_collections.airgap.xinference.plugins.module_utils.server.plan import plan, visible_drift
-from ansible_collections.airgap.xinference.plugins.module_utils.server.record import Entry
+from ansible_collections.airgap.xinference.plugins.module_utils.server.plan import plan, standing, visible_drift
+from ansible_collections.airgap.xinference.plugins.module_utils.server.record import PREVIOUS, Entry, Instead
 from ansible_collections.airgap.xinference.plugins.module_utils.server.running import Running, combine
 from ansible_collections.airgap.xinference.plugins.module_utils.server.schedule import share_gpu, startable
 from ansible_collections.airgap.xinference.plugins.module_utils.server.spec import parse
@@ -269,3 +269,175 @@ def test_launches_wait_for_removals():
     assert [step.uid for step in startable(steps, [], 4)] == ["old"]
     assert startable(steps[1:], steps[:1], 4) == []
     assert [step.uid for step in startable(steps[1:], [], 4)] == ["new"]
+
+
+# -- alternatives
+
+SMALLER = {"model_name": "small", "model_engine": "tf"}
+SMALLEST = {"model_name": "tiny", "replica": 2}
+FAULT = "No module named 'vllm'"
+
+
+def falling(**fields):
+    """A first choice with two alternatives."""
+    return spec(fallbacks=[SMALLER, SMALLEST], **fields)
+
+
+def alternative(number=1, ready=True, since=100, first=None, **shown):
+    """The record of an alternative that was launched because the first choice failed."""
+    first = first or falling()
+    chosen = first.choices[number]
+    served = {"model_name": chosen.name, "model_engine": "tf", "replica": chosen.fields.get("replica", 1)}
+    seen = Running("m", {**SHOWN, **served, **shown})
+    instead = Instead(number, first.fingerprint(), FAULT, "package-missing")
+    return {"m": Entry(chosen.fingerprint(), chosen.payload(), ready, 1.0, since, seen.shown, "x", instead)}
+
+
+def numbers(step):
+    return [choice.number for choice in step.tries]
+
+
+def small(**shown):
+    return running(model_name="small", model_engine="tf", **shown)
+
+
+def test_all_choices_are_tried_in_order():
+    step = one([falling()], {}, {})
+    assert (step.action, numbers(step), step.after["model_name"]) == ("launch", [0, 1, 2], "bce")
+    assert [choice.spec.name for choice in step.tries] == ["bce", "small", "tiny"]
+    assert numbers(one([spec()], {}, {})) == [0]
+
+
+def test_an_operators_run_goes_back_to_the_first_choice():
+    step = one([falling()], small(), alternative())
+    assert (step.action, numbers(step), step.before["model_name"], step.after["model_name"]) == (
+        "relaunch",
+        [0, 1, 2],
+        "small",
+        "bce",
+    )
+    assert step.reason == (
+        f"alternative 1 serves (small on tf) because the first choice failed: {FAULT}; the first choice is tried again"
+    )
+    assert step.previous["model_name"] == "small"
+
+
+def test_nobody_else_goes_back():
+    step = one([falling()], small(), alternative(), first_choice=False)
+    assert (step.action, step.changes, numbers(step), step.instead.number) == ("keep", False, [1], 1)
+    assert FAULT in step.reason and step.after["model_name"] == "small"
+    step = one(
+        [falling()], running(model_name="tiny", model_engine="tf", replica=2), alternative(2), first_choice=False
+    )
+    assert (step.action, numbers(step)) == ("keep", [2])
+
+
+def test_a_first_choice_that_still_cannot_run_interrupts_nobody():
+    step = one([falling()], small(), alternative(), hindered={"m": "vLLM is not there"})
+    assert step.action == "keep" and step.reason.endswith("the first choice still cannot run: vLLM is not there")
+    assert one([falling()], {}, alternative(), hindered={"m": "vLLM is not there"}).action == "launch"
+    assert one([falling()], small(replica=9), alternative(), hindered={"m": "vLLM is not there"}).action == "relaunch"
+    asked = one([falling()], small(), alternative(), relaunch=["m"], hindered={"m": "x"})
+    assert (asked.action, numbers(asked)) == ("relaunch", [0, 1, 2])
+    asked = one([falling()], small(), alternative(), relaunch=["m"], first_choice=False)
+    assert (asked.action, numbers(asked)) == ("relaunch", [1, 0, 2])
+
+
+def test_what_ran_last_comes_back_first_without_an_operators_word():
+    step = one([falling()], {}, alternative(2), first_choice=False)
+    assert (step.action, numbers(step)) == ("launch", [2, 0, 1])
+    assert numbers(one([falling()], {}, alternative(2))) == [0, 1, 2]
+    failed = one([falling()], small(status="ERROR", listed=False), alternative(), first_choice=False)
+    assert (failed.action, numbers(failed)) == ("launch", [1, 0, 2])
+
+
+def test_a_changed_first_choice_is_tried_whoever_asks():
+    for word in (True, False):
+        step = one([falling(request_limits=7)], small(), alternative(), first_choice=word)
+        assert (step.action, numbers(step)) == ("relaunch", [0, 1, 2])
+
+
+def test_a_changed_alternative_is_launched_anew_and_a_new_order_is_none():
+    changed = spec(fallbacks=[{**SMALLER, "replica": 3}, SMALLEST])
+    assert one([changed], small(), alternative(), first_choice=False).action == "relaunch"
+    turned = spec(fallbacks=[SMALLEST, SMALLER])
+    step = one([turned], small(), alternative(), first_choice=False)
+    assert (step.action, numbers(step)) == ("keep", [2])
+
+
+def test_what_was_brought_back_stays_until_an_operator_comes():
+    old, new = spec(replica=2), spec(replica=3)
+    instead = Instead(PREVIOUS, new.fingerprint(), "it does not fit")
+    recorded = {uid: replace(one, instead=instead) for uid, one in entry(old, replica=2).items()}
+    seen = running(replica=2)
+    kept = one([new], seen, recorded, first_choice=False)
+    assert (kept.action, numbers(kept), kept.after) == ("keep", [PREVIOUS], old.payload())
+    assert kept.reason == "what ran before serves (bce on st) because the first choice failed: it does not fit"
+    again = one([new], seen, recorded)
+    assert (again.action, numbers(again), again.previous) == ("relaunch", [0], old.payload())
+    back = one([new], {}, recorded, first_choice=False)
+    assert (back.action, numbers(back), back.tries[0].spec.payload()) == ("launch", [PREVIOUS, 0], old.payload())
+    newer = one([spec(replica=4)], seen, recorded, first_choice=False)
+    assert newer.action == "relaunch"
+    assert one([old], seen, recorded, first_choice=False).instead is None
+
+
+def test_an_interrupted_launch_of_an_alternative_is_waited_for():
+    recorded = alternative(ready=False)
+    under_way = small(status="CREATING", listed=False)
+    step = one([falling()], under_way, recorded, first_choice=False)
+    assert (step.action, numbers(step), step.instead.number) == ("keep", [1], 1)
+    assert one([falling()], under_way, recorded).action == "relaunch"
+
+
+def test_what_was_ended_for_a_launch_is_not_forgotten():
+    old = spec(replica=2)
+    recorded = {uid: replace(one, previous=old.payload()) for uid, one in entry(spec(), ready=False).items()}
+    assert one([spec()], {}, recorded).previous == old.payload()
+    assert one([spec(replica=3)], running(status="CREATING", listed=False), recorded).previous == old.payload()
+    assert one([spec(replica=3)], running(), entry(spec())).previous == spec().payload()
+    assert one([spec(replica=3)], running(status="ERROR"), entry(spec())).previous is None
+    assert one([spec()], {}, {}).previous is None
+
+
+def test_a_stranger_that_is_an_alternative_is_taken_over_only_by_who_may_not_go_back():
+    step = one([falling()], small(), {}, first_choice=False)
+    assert (step.action, numbers(step), step.instead.number) == ("adopt", [1], 1)
+    assert one([falling()], small(), {}).action == "relaunch"
+    assert one([falling()], running(model_name="other"), {}, first_choice=False).action == "relaunch"
+    assert numbers(one([falling()], running(), {})) == [0]
+
+
+def test_drift_of_an_alternative_is_seen():
+    step = one([falling()], small(replica=4), alternative(), first_choice=False)
+    assert step.action == "relaunch" and "replica was 1, is 4" in step.reason and numbers(step) == [1, 0, 2]
+    step = one([falling()], small(since=200), alternative(), first_choice=False)
+    assert (step.action, numbers(step), step.instead.number) == ("adopt", [1], 1)
+
+
+def test_a_model_is_launched_beside_the_one_that_serves_where_that_is_asked_for():
+    def beside(*arguments, **options):
+        return one(*arguments, **options).beside
+
+    changed, served = spec(replica=2), (running(), entry(spec()))
+    assert beside([changed], *served, how="beside") and not beside([changed], *served)
+    assert beside([spec(replica=2, relaunch="beside")], *served)
+    assert not beside([spec(replica=2, relaunch="replace")], *served, how="beside")
+    assert not beside([spec()], {}, {}, how="beside")
+    assert not beside([changed], running(status="ERROR"), entry(spec()), how="beside")
+
+
+def test_standing():
+    (recorded,) = alternative(2).values()
+    assert standing(falling(), recorded) == 2
+    assert standing(falling(), entry(falling())["m"]) == 0
+    assert standing(spec(replica=5), recorded) is None
+    assert standing(spec(), recorded) is None
+
+
+def test_models_wait_for_whatever_may_be_launched_before_them():
+    first = spec("a", gpus=[0], fallbacks=[{"model_name": "x", "model_engine": "vllm", "gpus": [1]}])
+    second, third = spec("b", gpus=[1]), spec("c", gpus=[0])
+    assert steps_of(first, second) == ["a"]
+    assert steps_of(third, first) == ["c"]
+    assert steps_of(spec("a", gpus=[0], fallbacks=[{"replica": 2, "gpus": [2, 3]}]), second) == ["a", "b"]

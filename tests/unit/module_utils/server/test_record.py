@@ -5,13 +5,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
+import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from ansible_collections.airgap.xinference.plugins.module_utils.server.record import Entry, LockHeld, Record, lock
+from ansible_collections.airgap.xinference.plugins.module_utils.server.record import (
+    PREVIOUS,
+    Entry,
+    Instead,
+    LockHeld,
+    Record,
+    awaited,
+    lock,
+)
 from ansible_collections.airgap.xinference.plugins.module_utils.server.running import Running
 from ansible_collections.airgap.xinference.plugins.module_utils.server.spec import parse
 
@@ -36,6 +47,58 @@ def test_a_launch_is_recorded_before_and_after(path):
     assert settled.launched_at == begun.launched_at > 0
     record.forget("m")
     assert Record(path).entries == {}
+
+
+def test_it_says_who_launched_and_who_only_looked_on(path):
+    Record(path, who="the keeper").begin(SPEC)
+    Record(path, who="Ansible").settle(SPEC, READY)
+    assert Record(path).entries["m"].by == "the keeper"
+    Record(path).forget("m")
+    Record(path, who="Ansible").settle(SPEC, READY)
+    assert Record(path).entries["m"].by == "Ansible"
+
+
+def test_it_says_what_runs_instead_of_the_first_choice(path):
+    first, base = replace(SPEC, fields={**SPEC.fields, "model_engine": "vLLM"}), SPEC
+    instead = Instead(1, first.fingerprint(), "No module named 'vllm'", "engine-not-usable")
+    record = Record(path, who="the keeper")
+    record.begin(base, instead, first.payload())
+    begun = Record(path).entries["m"]
+    assert (begun.instead, begun.previous, begun.fingerprint) == (instead, first.payload(), base.fingerprint())
+    record.settle(base, READY, instead)
+    settled = Record(path).entries["m"]
+    assert (settled.instead, settled.previous) == (instead, None)
+    assert settled.told() == {
+        "by": "the keeper",
+        "launched_at": settled.launched_at,
+        "runs": "bce",
+        "choice": 1,
+        "why": "No module named 'vllm'",
+    }
+    Record(path).settle(base, READY, instead)
+    assert Record(path).entries["m"] == settled
+    record.begin(first)
+    assert Record(path).entries["m"].instead is None
+    record.settle(first, READY)
+    assert Record(path).entries["m"].told()["choice"] == 0
+
+
+def test_a_model_that_runs_on_can_become_what_runs_instead(path):
+    record = Record(path)
+    record.settle(SPEC, READY)
+    record.mark("m", Instead(PREVIOUS, "sha256:new", "it does not fit"))
+    before = path.stat().st_mtime_ns
+    Record(path).mark("m", Instead(PREVIOUS, "sha256:new", "it does not fit"))
+    marked = Record(path).entries["m"]
+    assert marked.instead and marked.instead.words == "what ran before" and marked.fingerprint == SPEC.fingerprint()
+    assert path.stat().st_mtime_ns == before and Instead(2, "").words == "alternative 2"
+
+
+def test_what_a_later_version_notes_is_left_out(path):
+    path.parent.mkdir()
+    text = '{"format": 1, "models": {"m": {"fingerprint": "sha256:0", "payload": {}, "mood": "good"}}}'
+    path.write_text(text, encoding="utf-8")
+    assert Record(path).entries == {"m": Entry("sha256:0", {})}
 
 
 def test_nothing_new_is_not_written(path):
@@ -68,6 +131,16 @@ WRONG_FACTS: list[dict[str, Any]] = [
     {"launched_at": None},
     {"since": "x"},
     {"since": 10**20},
+    {"by": None},
+    {"previous": "x"},
+    {"instead": "x"},
+    {"instead": []},
+    {"instead": {"number": 1}},
+    {"instead": {"number": "1", "wanted": "sha256:0"}},
+    {"instead": {"number": True, "wanted": "sha256:0"}},
+    {"instead": {"number": 1, "wanted": None}},
+    {"instead": {"number": 1, "wanted": "", "why": 5}},
+    {"instead": {"number": 1, "wanted": "", "later": 5}},
 ]
 
 
@@ -126,6 +199,20 @@ def test_a_failed_write_keeps_the_old_record(path, monkeypatch):
     assert [one.name for one in path.parent.iterdir()] == ["launched.json"]
 
 
+def test_the_keeper_goes_on_in_memory_where_nothing_can_be_written(path, monkeypatch):
+    Record(path).settle(SPEC, READY)
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tempfile.mkstemp", full)
+    record = Record(path, lenient=True)
+    record.forget("m")
+    record.begin(SPEC)
+    assert record.entries["m"].ready is False and "No space left on device" in record.notice
+    assert Record(path).entries["m"].ready is True
+
+
 def test_entries_of_older_releases_lack_newer_facts():
     assert Entry("sha256:0", {}).ready is False
     assert Entry("sha256:0", {}).shown == {}
@@ -163,6 +250,36 @@ def test_the_lock_is_for_one_and_names_its_holder(tmp_path):
     finally:
         release.set()
         holder.join()
+
+
+def _wait_for(path):
+    with lock(path, 20, "ansible"):
+        pass
+
+
+def test_whoever_holds_the_lock_can_see_that_somebody_waits(tmp_path):
+    path = tmp_path / "state" / "lock"
+    waiter = threading.Thread(target=_wait_for, args=(path,))
+    with lock(path, 0, "the keeper"):
+        assert not awaited(path)
+        with pytest.raises(LockHeld), lock(path, 0, "another that does not wait"):
+            pass
+        waiter.start()
+        end = time.monotonic() + 10
+        while not awaited(path):
+            assert time.monotonic() < end
+    waiter.join(10)
+    assert not waiter.is_alive() and not awaited(path)
+
+
+def test_a_full_disk_does_not_keep_anybody_from_the_lock(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr("os.pwrite", full)
+    again = lock(tmp_path / "lock", 0, "ansible")
+    with lock(tmp_path / "lock", 0, "the keeper"), pytest.raises(LockHeld, match="an unknown process"), again:
+        pass
 
 
 def _release_later(release):

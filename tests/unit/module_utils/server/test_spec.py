@@ -9,7 +9,12 @@ from typing import Any
 
 import pytest
 from ansible_collections.airgap.xinference.plugins.module_utils.server.fields import FIELDS, nearest
-from ansible_collections.airgap.xinference.plugins.module_utils.server.spec import SpecError, parse, source_name
+from ansible_collections.airgap.xinference.plugins.module_utils.server.spec import (
+    SpecError,
+    from_payload,
+    parse,
+    source_name,
+)
 
 EMBEDDING = {
     "model_uid": "minilm",
@@ -318,3 +323,118 @@ def test_what_is_switched_off_need_not_be_in_the_bundle(off):
         {**EMBEDDING, "model_uid": "off", "source": {"path": "/srv/models/other"}, "enabled": off},
     ]
     assert [one.uid for one in parse(entries, artifacts_paths={"bge-m3": "/models/bge-m3/1"})] == ["on"]
+
+
+# -- alternatives
+
+RERANKER: Any = {
+    "model_uid": "reranker",
+    "model_name": "bge-reranker-v2-m3",
+    "model_type": "rerank",
+    "model_engine": "vLLM",
+    "gpus": [1],
+    "options": {"gpu_memory_utilization": 0.3},
+    "source": {"modelscope": "BAAI/bge-reranker-v2-m3"},
+}
+SMALLER: Any = {
+    "model_name": "bge-reranker-base",
+    "model_engine": "sentence_transformers",
+    "source": {"modelscope": "BAAI/bge-reranker-base"},
+}
+PATHS = {"bge-reranker-v2-m3": "/models/v2", "bge-reranker-base": "/models/base"}
+
+
+def test_alternatives_are_specifications_of_their_own_under_the_same_uid():
+    (spec,) = parse([{**RERANKER, "fallbacks": [SMALLER, {"n_gpu": None}], "relaunch": "beside"}], [1], PATHS)
+    smaller, slower = spec.fallbacks
+    assert smaller.payload() == {
+        "model_uid": "reranker",
+        "model_name": "bge-reranker-base",
+        "model_type": "rerank",
+        "model_engine": "sentence_transformers",
+        "model_path": "/models/base",
+        "gpu_idx": [0],
+    }
+    assert slower.payload()["n_gpu"] is None and "gpu_idx" not in slower.payload()
+    assert (spec.relaunch, smaller.relaunch, smaller.fallbacks) == ("beside", None, ())
+    assert spec.choices == (spec, smaller, slower)
+    assert [one.words for one in spec.choices[:2]] == [
+        "bge-reranker-v2-m3 on vLLM",
+        "bge-reranker-base on sentence_transformers",
+    ]
+    assert [one.source for one in spec.choices] == ["bge-reranker-v2-m3", "bge-reranker-base", "bge-reranker-v2-m3"]
+
+
+def test_alternatives_do_not_change_the_fingerprint():
+    (spec,) = parse([{**RERANKER, "fallbacks": [SMALLER], "relaunch": "replace"}], [1], PATHS)
+    (alone,) = parse([RERANKER], [1], PATHS)
+    assert spec.fingerprint() == alone.fingerprint() != spec.fallbacks[0].fingerprint()
+
+
+def test_sizes_and_quantizations_are_part_of_the_words():
+    entry = {"model_uid": "q", "model_name": "qwen", "model_engine": "vLLM", "model_size_in_billions": 0.5}
+    assert parse([{**entry, "quantization": "Int4"}])[0].words == "qwen 0.5B Int4 on vLLM"
+    assert parse([{**EMBEDDING, "model_engine": None, "quantization": "none"}])[0].words == "bce-embedding-base_v1"
+
+
+@pytest.mark.parametrize(
+    ("fallbacks", "words"),
+    [
+        ("x", "fallbacks must be a list of dictionaries (it is 'x')"),
+        ({"model_name": "x"}, "fallbacks must be a list of dictionaries"),
+        (["x"], "fallback 1 is not a dictionary of launch fields"),
+        ([None], "fallback 1 is not a dictionary of launch fields"),
+        ([{**SMALLER, "model_nam": "x"}], "fallback 1: unknown field model_nam; did you mean model_name?"),
+        ([{**SMALLER, "gpu_idx": [0]}], "fallback 1: gpu_idx is not used here"),
+        ([{**SMALLER, "replica": 0}], "fallback 1: replica must be a whole number"),
+        ([SMALLER, {**SMALLER, "gpus": [7]}], "fallback 2: GPU 7 is not one of the server's"),
+        ([{**SMALLER, "model_uid": "other"}], "fallback 1: model_uid must be that of the entry"),
+        ([{**SMALLER, "model_type": "LLM"}], "fallback 1: model_type must be that of the entry"),
+        ([{**SMALLER, "fallbacks": [SMALLER]}], "fallback 1: fallbacks is said once"),
+        ([{**SMALLER, "enabled": False}], "fallback 1: enabled is said once"),
+        ([{**SMALLER, "relaunch": "beside"}], "fallback 1: relaunch is said once"),
+        ([{}], "fallback 1 launches the same as the entry"),
+        ([SMALLER, SMALLER], "fallback 2 launches the same as fallback 1"),
+        ([{"model_name": "bge-reranker-base"}], "fallback 1: model without source in the bundle"),
+        ([{**SMALLER, "source": {"path": "/x/m"}}], "fallback 1: its model m is not in the bundle on this host"),
+        ([{**SMALLER, "options": {"model_path": "/m"}}], "fallback 1: options.model_path is a launch field"),
+        ([{**SMALLER, "envs": {"TOKEN": "s3cret", "A": None}}], "fallback 1: envs must map names to texts"),
+    ],
+)
+def test_mistakes_in_alternatives_are_named(fallbacks, words):
+    with pytest.raises(SpecError) as caught:
+        parse([{**RERANKER, "fallbacks": fallbacks}], [1], PATHS)
+    (problem,) = caught.value.problems
+    assert problem.startswith("reranker: ") and words in problem and "s3cret" not in problem
+
+
+def test_all_mistakes_come_at_once_and_those_of_the_entry_only_once():
+    fallbacks = [5, {"model_uid": "z"}, {"fallbacks": []}, {"typo": 1}, {"model_type": "LLM", "gpus": [8]}]
+    entries: Any = [{**RERANKER, "typpo": 1, "replica": 0, "relaunch": "besides", "fallbacks": fallbacks}]
+    entries.append({**RERANKER, "model_uid": "off", "enabled": False, "fallbacks": [{"typo": 1}]})
+    with pytest.raises(SpecError) as caught:
+        parse(entries, [1], PATHS)
+    assert [problem.partition(" (")[0] for problem in caught.value.problems] == [
+        "reranker: unknown field typpo; options of the engine stand under `options`",
+        "reranker: replica must be a whole number, 1 or more",
+        "reranker: relaunch must be one of replace, beside; did you mean beside?",
+        "reranker: fallback 1 is not a dictionary of launch fields",
+        "reranker: fallback 2: model_uid must be that of the entry, which clients ask for",
+        "reranker: fallback 3: fallbacks is said once, for the entry; take it out of the fallback",
+        "reranker: fallback 4: unknown field typo; options of the engine stand under `options`",
+        "reranker: fallback 5: GPU 8 is not one of the server's; it has 1",
+        "reranker: fallback 5: model_type must be that of the entry, which clients ask for",
+        "off: fallback 1: unknown field typo; options of the engine stand under `options`",
+    ]
+
+
+def test_the_same_uid_and_type_may_be_said_again():
+    again = {**SMALLER, "model_uid": "reranker", "model_type": "Rerank"}
+    assert parse([{**RERANKER, "fallbacks": [again]}], [1], PATHS)[0].fallbacks[0].type == "rerank"
+
+
+def test_a_specification_comes_back_from_its_payload():
+    (spec,) = parse([{**RERANKER, "replica": 1, "envs": {"A": "1"}}], [1], PATHS)
+    back = from_payload(spec.payload())
+    assert (back.payload(), back.fingerprint()) == (spec.payload(), spec.fingerprint())
+    assert (back.uid, back.type, back.engine, back.gpu_idx) == ("reranker", "rerank", "vLLM", (0,))
