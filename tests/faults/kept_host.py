@@ -45,7 +45,7 @@ THEIRS = "theirs"
 NEVER, HANGS = "never", "hangs"
 """Models of which one can never be launched, and one hangs while it is."""
 ODD = "/srv/odd"
-"""Where these lie, on the host as well as in the container."""
+"""Where the one lies that can never be launched, on the host as well as in the container."""
 LIMIT_S = 420.0
 """Seconds that anything may take. Nothing takes a third of it, but machines may be busy."""
 STEADY_S = 4.0
@@ -241,9 +241,7 @@ class KeptHost:
     def deploy(self) -> None:
         """Bring the host up and make it serve, from nothing."""
         self.host = self.bed.up([self.spec])[self.spec.name]
-        self.host.exec("sh", "-c", f"mkdir -p {ODD}/{NEVER} {ODD}/{HANGS} && echo '{{}}' > {ODD}/{NEVER}/config.json")
-        # Whoever opens it waits for somebody to write.
-        self.host.exec("sh", "-c", f"mkfifo {ODD}/{HANGS}/config.json && chmod -R a+rX {ODD}")
+        self.host.exec("sh", "-c", f"mkdir -p {ODD}/{NEVER} && echo '{{}}' > {ODD}/{NEVER}/config.json")
         self.play("bundle", "site")
 
     def find(self) -> bool:
@@ -254,11 +252,16 @@ class KeptHost:
             return True
         return False
 
-    def odd(self, uid: str) -> Entry:
-        """An entry of the inventory with a model that does not come up."""
-        (entry,) = [dict(one) for one in self.entries if one["model_uid"] == "rerank"]
+    def another(self, uid: str) -> Entry:
+        """An entry of the inventory with the weights of one that is there."""
+        (entry,) = [one for one in self.entries if one["model_uid"] == "rerank"]
+        return {**entry, "model_uid": uid}
+
+    def never(self) -> Entry:
+        """An entry of a model that cannot be launched: there are no weights in its directory."""
+        entry = {**self.another(NEVER), "model_path": f"{ODD}/{NEVER}"}
         del entry["source"]
-        return {**entry, "model_uid": uid, "model_path": f"{ODD}/{uid}"}
+        return entry
 
     def serve(self, *more: Entry) -> None:
         """Put a release with these models beside the three in force."""
@@ -331,9 +334,7 @@ class KeptHost:
 
     def answers(self, uid: str) -> str:
         """Put a real request to a model; returns what is wrong with it, empty for nothing."""
-        (entry,) = [
-            one for one in [*self.entries, {**self.odd("rerank"), "model_uid": THEIRS}] if one["model_uid"] == uid
-        ]
+        (entry,) = [one for one in [*self.entries, self.another(THEIRS)] if one["model_uid"] == uid]
         return probe(self.client, entry).error
 
     def wrongs(self, others: Set[str], besides: Set[str]) -> List[str]:

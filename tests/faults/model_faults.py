@@ -10,12 +10,13 @@ random. That everything is right again afterwards is the same question for all o
 from __future__ import annotations
 
 import random
+import signal
 import threading
 import time
 from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, List, Set
 
-from faults.kept_host import BACKENDS, HANGS, NEVER, THEIRS, WANTED, KeptHost, NotSurvived, wait_until
+from faults.kept_host import BACKENDS, HANGS, NEVER, WANTED, Entry, KeptHost, NotSurvived, wait_until
 
 MINUTE_S = 60.0
 """How long the API refuses connections."""
@@ -192,7 +193,7 @@ def api_refuses(attempt: Try) -> None:
 def never_launches(attempt: Try) -> None:
     """Beside the three models there is one that can never be launched, and the server is killed."""
     kept = attempt.kept
-    _beside(attempt, NEVER)
+    _beside(attempt, kept.never())
     wait_until("a failure of it", lambda: kept.told()["models"].get(NEVER, {}).get("failures"))
     server_killed(attempt)
 
@@ -207,7 +208,18 @@ def never_launches(attempt: Try) -> None:
 def launch_hangs(attempt: Try) -> None:
     """The launch of a fourth model hangs, and the server, or the process of another model, is killed."""
     kept = attempt.kept
-    _beside(attempt, HANGS)
+    over = threading.Event()
+
+    def hold() -> None:
+        # Nothing hangs like a process that is stopped; each that loads this model is, as soon as it is seen.
+        while not over.wait(0.1):
+            for process in kept.models().get(HANGS, []):
+                process.kill(signal.SIGSTOP)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    attempt.undo += [over.set, holder.join]
+    _beside(attempt, kept.another(HANGS))
     wait_until("the launch that hangs", lambda: HANGS in kept.models())
     if attempt.random.random() < 0.5:
         server_killed(attempt)
@@ -216,11 +228,18 @@ def launch_hangs(attempt: Try) -> None:
         model_killed(attempt)
         attempt.told += " killed"
 
+    def still() -> None:
+        wait_until("the launch that hangs, again", lambda: HANGS in kept.models())
+        if kept.told()["models"].get(HANGS, {}).get("state") == "ready":
+            raise NotSurvived("the launch did not hang")
 
-def _beside(attempt: Try, uid: str) -> None:
+    attempt.afterwards.append(still)
+
+
+def _beside(attempt: Try, entry: Entry) -> None:
     """Put a release with a model that does not come up in force, and take it back at the end."""
     kept = attempt.kept
-    attempt.besides = {uid}
+    attempt.besides = {str(entry["model_uid"])}
 
     def take_back() -> None:
         kept.serve()
@@ -228,10 +247,7 @@ def _beside(attempt: Try, uid: str) -> None:
         kept.server().kill()
 
     attempt.undo.append(take_back)
-    kept.serve(kept.odd(uid))
-    # It must not take what somebody else launched for its own, whatever it has to do.
-    if THEIRS not in kept.client.models():
-        raise NotSurvived(f"{THEIRS} was gone with another release")
+    kept.serve(entry)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ def kept() -> Iterator[KeptHost]:
         yield made
 
 
-@pytest.mark.parametrize("name", ["server killed", "model terminated", "keeper and Ansible", "API refuses"])
+@pytest.mark.parametrize("name", ["server killed", "keeper and Ansible", "API refuses"])
 def test_every_model_is_back_once_and_nobody_elses_touched(name: str, kept: KeptHost) -> None:
     seed = random.SystemRandom().randrange(10**6)
     seconds, problem = try_once(kept, FAULTS[name], seed, REFUSES_S)
