@@ -45,13 +45,14 @@ def entries() -> List[Entry]:
     python = servers.environment(OLD) / "bin" / "python"
     weights = {kind: str(tiny_models.model_dir(kind, python)) for kind in tiny_models.KINDS}
     embedding = {"model_name": "bce-embedding-base_v1", "model_type": "embedding"}
+    length = {"probe": {"expect": {"dimensions": 384}}}
     rerank = {"model_name": "bce-reranker-base_v1", "model_type": "rerank", "probe": {"expect": {"best": None}}}
     chat = {"model_name": "qwen2.5-instruct", "model_engine": "transformers", "model_format": "pytorch"}
     size = {"model_size_in_billions": "0_5", "quantization": "none", "probe": {"expect": {"words": None}}}
     ear = {"model_name": "whisper-tiny", "model_type": "audio"}
     engine = {"model_engine": "sentence_transformers"}
     return [
-        {"model_uid": "minilm", **embedding, **engine, "model_path": weights["minilm"]},
+        {"model_uid": "minilm", **embedding, **engine, **length, "model_path": weights["minilm"]},
         {"model_uid": "rerank", **rerank, **engine, "model_path": weights["rerank"]},
         {"model_uid": "chat", "model_type": "LLM", **chat, **size, "model_path": weights["chat"]},
         {"model_uid": "ear", **ear, "model_path": weights["whisper"]},
@@ -99,20 +100,13 @@ def restart(server: Server, wanted: List[Entry], patience: Optional[float] = Non
     }
 
 
-def until_ready(server: Server, wanted: List[Entry], launch: Callable[[], Any]) -> None:
-    """Have the models launched and wait until all of them answer."""
-    launch()
+def until_ready(server: Server, wanted: List[Entry]) -> None:
+    """Wait until all models answer."""
     deadline = time.monotonic() + LIMIT_S
     while not all(probe(server.client(), entry).ok for entry in wanted):
         if time.monotonic() > deadline:
             raise SystemExit("the models do not come up")
         time.sleep(0.5)
-
-
-def by_hand(server: Server, wanted: List[Entry]) -> None:
-    """Launch the models once."""
-    for entry in wanted:
-        servers.launch(server.client(), payload(entry))
 
 
 def measured(way: str, tries: int, once: Callable[[], Dict[str, Any]]) -> Dict[str, Any]:
@@ -124,13 +118,14 @@ def measured(way: str, tries: int, once: Callable[[], Dict[str, Any]]) -> Dict[s
     return {"way": way, **{name: [row[name] for row in rows] for name in rows[0]}}
 
 
-def with_keeper(wanted: List[Entry], tries: int, seconds: float) -> List[Dict[str, Any]]:
+def with_keeper(server: Server, wanted: List[Entry], tries: int, seconds: float) -> List[Dict[str, Any]]:
     """The keeper's row, and what it costs when there is nothing to do."""
-    with servers.running(NEW) as server, tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as place:
         kept = Kept(server, Path(place), interval=5)
         kept.release(wanted)
         try:
-            until_ready(server, wanted, kept.start)
+            kept.start()
+            until_ready(server, wanted)
             row = measured("the keeper", tries, lambda: restart(server, wanted))
             settled(kept, wanted)
             kept.stop()
@@ -169,20 +164,12 @@ def cost(kept: Kept, door: Recorder, seconds: float) -> Dict[str, Any]:
     return idle
 
 
-def with_autostart(wanted: List[Entry], tries: int) -> Dict[str, Any]:
-    """The row of the server's own autostart, told to start what was launched."""
-    with servers.running(NEW) as server:
-        by_hand(server, wanted)
-        for entry in wanted:
-            server.client().post("/v1/autostart/models", json={"launch": payload(entry)})
-        return measured("autostart of 4.1.0", tries, lambda: restart(server, wanted))
-
-
-def with_nothing(wanted: List[Entry], patience: float) -> Dict[str, Any]:
-    """The row of models that were launched once."""
-    with servers.running(NEW) as server:
-        by_hand(server, wanted)
-        return measured("launched once", 1, lambda: restart(server, wanted, patience))
+def with_autostart(server: Server, wanted: List[Entry], tries: int) -> Dict[str, Any]:
+    """The row of the server's own autostart."""
+    for entry in wanted:
+        server.client().post("/v1/autostart/models", json={"launch": payload(entry)})
+    until_ready(server, wanted)
+    return measured("autostart of 4.1.0", tries, lambda: restart(server, wanted))
 
 
 def main() -> int:
@@ -197,10 +184,11 @@ def main() -> int:
     # What was started is ended, too, when somebody ends this.
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(143))
     wanted = entries()
-    rows = with_keeper(wanted, options.tries, options.idle)
-    rows.append(with_autostart(wanted, options.tries))
-    # Twice as long as the slower of the others took.
-    rows.append(with_nothing(wanted, 2 * max(one or LIMIT_S for row in (rows[0], rows[2]) for one in row["seconds"])))
+    with servers.running(NEW) as server:
+        rows = with_keeper(server, wanted, options.tries, options.idle)
+        patience = max(one or LIMIT_S for one in rows[0]["seconds"]) + 30
+        rows.append(measured("launched once", 1, lambda: restart(server, wanted, patience)))
+        rows.append(with_autostart(server, wanted, options.tries))
     machine = {"cores": os.cpu_count(), "python": platform.python_version()}
     report = {"server": NEW, "models": [entry["model_uid"] for entry in wanted], "machine": machine, "ways": rows}
     options.report.parent.mkdir(parents=True, exist_ok=True)
