@@ -6,13 +6,16 @@
 `noop` is a run of the module with nothing to do: its requests, and the seconds of its whole process. `parallel` is the
 launch of all four models at once beside the slowest of them launched alone, in this run and on this machine.
 
-The chat model has the size of a real one (large_chat.py), so that its weights take their time; the others are tiny.
-Xinference 4.1.0 imports the libraries of one model after another, some seconds each, whoever asks: four tiny models
-would take as long as their imports, and tell nothing about a site.
+The chat model has the size of a real one (large_chat.py), and weights come from a disk as fast as a good hard disk
+(slow_disk.py, root), so that they take the time they take on a site; the others are tiny. Xinference 4.1.0 imports the
+libraries of one model after another, some seconds each, whoever asks, because the pool of a new process is announced to
+all others and one that imports does not answer: four tiny models would take as long as their imports, and tell nothing
+about a site.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 import sys
@@ -26,6 +29,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "integration")]
 
 import large_chat
 import servers
+import slow_disk
 import tiny_models
 from ansible_collections.airgap.xinference.plugins.module_utils.server.apply import apply
 from ansible_collections.airgap.xinference.plugins.module_utils.server.spec import parse
@@ -33,6 +37,7 @@ from doors import run_module
 
 REPORT = HERE.parents[1] / "build" / "bench" / "converge.json"
 NOOP_RUNS = 5
+DISK_BYTES_A_SECOND = 250 * 1000**2
 # kind of model: launch fields
 MODELS: Dict[str, Dict[str, Any]] = {
     "minilm": {
@@ -104,8 +109,11 @@ def measure(server: servers.Server, root: Path) -> Dict[str, Dict[str, Any]]:
 
 
 def main() -> None:
-    with servers.running(servers.NEW) as server, tempfile.TemporaryDirectory() as root:
-        figures = measure(server, Path(root))
+    models = Path(entries()[0]["model_path"])
+    with contextlib.ExitStack() as stack:
+        root = stack.enter_context(tempfile.TemporaryDirectory())
+        stack.enter_context(slow_disk.reading_at(DISK_BYTES_A_SECOND, models))
+        figures = measure(stack.enter_context(servers.running(servers.NEW)), Path(root))
     REPORT.parent.mkdir(parents=True, exist_ok=True)
     REPORT.write_text(json.dumps(figures, indent=2) + "\n")
     print(json.dumps(figures))

@@ -138,6 +138,10 @@ class Book:
                 self.fell(one.uid, one.text, self.ready_at.get(one.uid))
             self._serves(model, one, entry)
             return
+        if one.state == "stopping" and one.uid in self.ready_at:
+            # Whether somebody stopped it, or its process died, shows when it is gone.
+            self.starting_since.setdefault(one.uid, now)
+            return
         served = self.ready_at.pop(one.uid, None)
         if others or ours:
             return

@@ -342,6 +342,19 @@ def test_a_model_that_somebody_stopped_comes_back(served):
     assert served.told("a")["kind"] == "running" and served.told("b")["restarts"] == 0
 
 
+def test_a_model_that_is_seen_while_somebody_stops_it_was_stopped_by_hand(served):
+    served.release("one", policy="report")
+    served.keeper.release = None
+    served.go(1)
+    served.server.put("a", "TERMINATING")
+    served.go(6)
+    assert not served.told("a")["fault"]
+    del served.server.live["a"]
+    served.go(60)
+    assert served.told("a")["kind"] == "stopped by hand" and "stopped it" in served.told("a")["fault"]["what"]
+    assert not served.jobs
+
+
 def test_a_model_that_somebody_altered_is_put_back_and_that_is_its_cure(served):
     served.server.put("a", name="other")
     served.go(6)
