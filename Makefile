@@ -93,6 +93,21 @@ bench: test-tools ## Measure convergence on a real server, into build/bench/conv
 ship-faults: test-tools ## Try what goes wrong while shipping, at random moments, into build/bench/ship-faults.json
 	PYTHONPATH=$(COLLECTIONS) python tests/faults/shipping.py
 
+# FAULT, BACKEND and SERVER select a part (names by commas), TRIES says how often, SEED which; FAULT_ARGS goes along.
+FAULT ?=
+BACKEND ?=
+SERVER ?=
+TRIES ?= 1
+SEED ?=
+FAULT_ARGS ?=
+.PHONY: faults bench-restart
+faults: test-tools ## Do to servers what ends models, into build/bench/faults.json (FAULT=, BACKEND=, SERVER=, TRIES=; root)
+	PYTHONPATH=$(COLLECTIONS) python tests/faults/keeping.py --fault "$(FAULT)" --backend "$(BACKEND)" \
+	  --server "$(SERVER)" --tries $(TRIES) $(if $(SEED),--seed $(SEED)) $(FAULT_ARGS)
+
+bench-restart: test-tools ## Measure the way back after a restart and the keeper's cost, into build/bench/restart.json
+	PYTHONPATH=$(COLLECTIONS) python tests/bench/restart.py
+
 # --- demo -------------------------------------------------------------------------------------------------------------
 
 # DEMO_ARGS goes to ansible-playbook, for example DEMO_ARGS="-e xinference_port=19997" where 9997 is taken.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import time
@@ -99,3 +100,15 @@ class Kept:
         """What Ansible does."""
         client = client or self.server.client()
         return apply(client, specs_from(client, entries, [], self.root), self.root, who="Ansible", **options)
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time of a process and of its children that ended."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return sum(map(int, fields[11:15])) / float(os.sysconf("SC_CLK_TCK"))
+
+
+def memory_mib(pid: int) -> float:
+    """Memory of a process that is its own or shared, whichever is in use now."""
+    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS")]
+    return int(line.split()[1]) / 1024

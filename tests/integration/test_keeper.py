@@ -17,7 +17,7 @@ import pytest
 import servers
 from conftest import ADMIN, give_up
 from doors import Recorder
-from keepers import Kept
+from keepers import Kept, cpu_seconds, memory_mib
 from servers import NEW, OLD, Missing, Server
 
 Entry = Dict[str, Any]
@@ -197,18 +197,6 @@ def test_a_refused_login_is_tried_once_and_the_right_one_of_another_release_at_o
         kept.release(entries("keep-a"))
         kept.until(lambda: kept.ready("keep-a"), 200)
         assert kept.told["problem"] == "" and kept.told["refused"] is None
-
-
-def cpu_seconds(pid: int) -> float:
-    """Processor time of a process and of its children that ended."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return sum(map(int, fields[11:15])) / float(os.sysconf("SC_CLK_TCK"))
-
-
-def memory_mib(pid: int) -> float:
-    """Memory of a process that is its own or shared, whichever is in use now."""
-    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS")]
-    return int(line.split()[1]) / 1024
 
 
 def test_idle_it_costs_next_to_nothing(own: Server, entries: Callable[..., List[Entry]], tmp_path: Path) -> None:
