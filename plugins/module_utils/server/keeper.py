@@ -39,6 +39,8 @@ WORK_PAUSE = 0.5
 # Every so many questions it is about the other list, which shows what the first does not.
 TURN = 4
 GIVE_WAY = 3.0
+# A launch that takes longer is watched: the models beside it are asked more often whether they answer.
+LAUNCH_LONG = 60.0
 # A job is not ended for another model before it could begin.
 SETTLED = 5.0
 # A server bans an address for an hour after ten refusals; this keeps far below.
@@ -144,8 +146,12 @@ class Keeper:
         if self.up and self.client is not None:
             self._act()
             running = [uid for uid, one in self.book.found.items() if one.kind == RUNNING]
-            free = self.job is None and self.clock.steady() >= self.hold_until
-            self.prober.turn(self.client, self.kept, running, free)
+            now = self.clock.steady()
+            # A launch that hangs may keep the server itself from seeing that another model died.
+            long = self.job is not None and now - self.job_began >= LAUNCH_LONG
+            free = (self.job is None or long) and now >= self.hold_until
+            others = [uid for uid in running if uid not in self.open]
+            self.prober.turn(self.client, self.kept, others, free, LAUNCH_LONG if long else None)
         pause = max(0.05, self.next_question - self.clock.steady())
         return min(pause, WORK_PAUSE) if self.job or self.prober.busy else pause
 

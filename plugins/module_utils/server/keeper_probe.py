@@ -44,8 +44,18 @@ class Prober:
         """Whether a probe is under way."""
         return self._asking is not None
 
-    def turn(self, client: Client, release: Release, running: Sequence[str], free: bool) -> None:
-        """Hear of the probe under way; send the next when one of the `running` models is due, if `free`."""
+    def turn(
+        self,
+        client: Client,
+        release: Release,
+        running: Sequence[str],
+        free: bool,
+        at_most: Optional[float] = None,
+    ) -> None:
+        """Hear of the probe under way; send the next when one of the `running` models is due, if `free`.
+
+        Each is asked as often as the release says, or every `at_most` seconds where that is more often.
+        """
         if self._asking is not None:
             if self._asking.result is not None:
                 uid, result, self._asking = self._asking.uid, self._asking.result, None
@@ -55,6 +65,8 @@ class Prober:
         every = release.settings.verify
         if not free or every <= 0:
             return
+        if at_most is not None:
+            every = min(every, at_most)
         due = [uid for uid in running if self._next(uid, ready_at.get(uid, now), every) <= now]
         if due:
             uid = min(due, key=lambda one: self.asked.get(one, 0.0))

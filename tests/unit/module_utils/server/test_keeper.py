@@ -759,6 +759,16 @@ def test_a_model_that_is_listed_and_dead_is_launched_anew(probed):
     assert probed.told("a")["verified"]["ok"] is True and probed.told("b")["faults"] == 0
 
 
+def test_a_model_that_dies_beside_a_launch_that_hangs_is_launched_anew(probed):
+    probed.server.put("b", "ERROR")
+    probed.go(150)
+    assert probed.launched() == [["b"]]
+    probed.answers["a"] = ProbeResult("failed", "embedding", error="answered with 500: Remote server unixsocket closed")
+    probed.go(180)
+    # The launch of b goes on on the server; its job gave way to one that follows it and launches a.
+    assert probed.launched() == [["b"], ["a", "b"]] and probed.jobs[-1].order.relaunch == ("a",)
+
+
 @pytest.mark.parametrize("error", ["did not answer POST within 120 s", "expected 384 dimensions, got 3"])
 def test_a_model_that_is_slow_or_answers_otherwise_is_only_told_of(probed, error):
     probed.answers["a"] = ProbeResult("failed", "embedding", error=error)
