@@ -36,6 +36,7 @@ from ansible_collections.airgap.xinference.plugins.plugin_utils.readiness import
     judge_host,
     judge_models,
     wanted_gpus,
+    with_files,
 )
 from ansible_collections.airgap.xinference.plugins.plugin_utils.readiness_system import skew
 from ansible_collections.airgap.xinference.plugins.plugin_utils.screen import Screen, screen
@@ -48,7 +49,7 @@ ARGUMENTS = {
     "signers_on_host": {"type": "bool", "default": True},
     "root": {"type": "str", "required": True},
     "models": {"type": "list", "elements": "raw", "default": []},
-    "registrations": {"type": "list", "elements": "str", "default": []},
+    "registrations": {"type": "list", "elements": "dict", "default": []},
     "backend": {"type": "str", "choices": sorted(ALWAYS), "default": "native"},
     "gpus": {"type": "list", "elements": "str", "default": []},
     "address": {"type": "str", "default": "127.0.0.1"},
@@ -81,10 +82,12 @@ class ActionModule(ActionBase):
         task_vars = task_vars or {}
         _validation, options = self.validate_argument_spec(argument_spec=ARGUMENTS)
         host = task_vars.get("inventory_hostname", "host")
-        fields = ("root", "address", "port", "gpus", "models", "registrations", "backend", "image", "tools")
+        fields = ("root", "address", "port", "gpus", "models", "backend", "image", "tools")
         limits = ("max_clock_skew", "require_airgap", "open_allowed")
         needs = Needs(
-            **{field: options[field] for field in (*fields, *limits)}, min_memory=human_to_bytes(options["min_memory"])
+            **{field: options[field] for field in (*fields, *limits)},
+            registrations=with_files(options["registrations"]),
+            min_memory=human_to_bytes(options["min_memory"]),
         )
         with screen(host, self._task._uuid, task_vars) as say:
             bundle, artifacts, findings = self._look_at_bundle(options, say)

@@ -58,9 +58,11 @@ options:
     elements: raw
     default: []
   registrations:
-    description: Names of custom models that are registered from the inventory. Entries for them need no source.
+    description:
+      - Custom models that the inventory registers, C(model_type) and C(definition) of each.
+      - Entries for those whose definition says where the files are (C(model_uri)) need no source.
     type: list
-    elements: str
+    elements: dict
     default: []
   backend:
     description: How the host serves.

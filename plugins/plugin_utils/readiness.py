@@ -26,6 +26,18 @@ from .readiness_system import judge_system
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
+def with_files(registrations: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Names of the custom models whose definition says where their files are, so that entries need no source."""
+    found = []
+    for registration in registrations:
+        definition = registration.get("definition")
+        if isinstance(definition, Mapping):
+            specs = [spec for spec in definition.get("model_specs") or [] if isinstance(spec, Mapping)]
+            if any(part.get("model_uri") for part in (definition, *specs)):
+                found.append(str(definition.get("model_name", "")))
+    return found
+
+
 def judge_models(needs: Needs, bundle: Bundle | None) -> list[Finding]:
     """Model entries that cannot be launched; with a bundle also those whose model is not in it."""
     paths = None

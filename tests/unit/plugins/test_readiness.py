@@ -27,6 +27,7 @@ from ansible_collections.airgap.xinference.plugins.plugin_utils.readiness import
     judge_port,
     judge_wheels,
     wanted_gpus,
+    with_files,
 )
 from ansible_collections.airgap.xinference.plugins.plugin_utils.readiness_disk import SLACK, judge_disk
 
@@ -129,6 +130,16 @@ def test_models_are_judged_by_the_same_code_that_launches_them(bundle):
 def test_a_root_that_cannot_be_used(values, found):
     (finding,) = judge_place(needs(), facts(**values))
     assert finding.found == found and finding.cure
+
+
+def test_only_a_custom_model_that_says_where_its_files_are_needs_no_source(bundle):
+    spec = {"model_format": "pytorch", "model_id": "a/b"}
+    bare = {"model_type": "embedding", "definition": {"model_name": "bare", "model_specs": [spec]}}
+    full = {"definition": {"model_name": "full", "model_specs": [{**spec, "model_uri": "file:///data/full"}]}}
+    assert with_files([bare, full, {"definition": "text"}]) == ["full"]
+    entries = [{"model_uid": name, "model_name": name, "model_type": "embedding"} for name in ("bare", "full")]
+    (finding,) = judge_models(needs(models=entries, registrations=with_files([bare, full])), bundle)
+    assert "bare: model without source in the bundle" in finding.wanted + finding.found
 
 
 def test_a_root_that_holds_what_others_made():
