@@ -137,7 +137,7 @@ class Server:
 
     def stop(self) -> None:
         """End every process of this server and remove its home."""
-        for sign, patience in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0)):
+        for sign, patience in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 60.0)):
             limit = time.monotonic() + patience
             for pid in self.pids():
                 with contextlib.suppress(ProcessLookupError):
@@ -145,7 +145,7 @@ class Server:
             while self.pids() and time.monotonic() < limit:
                 self.process.poll()  # takes note of its end, so that it is no zombie
                 time.sleep(0.1)
-        self.process.wait(timeout=5)
+        self.process.wait(timeout=60)
         shutil.rmtree(self.home, ignore_errors=True)
 
 
