@@ -31,8 +31,8 @@ EXAMPLES = r"""
 RETURN = r"""
 _value:
   description: >-
-    C(gpus), a list of numbers; C(root), the directory for models; C(models), entries for C(xinference_models); and
-    C(problems), a list of messages.
+    C(gpus), a list of numbers; C(root), a directory of its own below the one for models; C(models), entries for
+    C(xinference_models); and C(problems), a list of messages.
   type: dict
 """
 

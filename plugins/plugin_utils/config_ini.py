@@ -48,7 +48,8 @@ def read_site(text: str) -> dict[str, Any]:
     """The variables that say the same as the file, and every problem in it.
 
     Returns ``{"gpus": [int], "root": str, "models": [entry], "problems": [str]}``. A model that the file does not
-    mention is not in the list; one that is switched off is, with ``enabled: false``.
+    mention is not in the list; one that is switched off is, with ``enabled: false``. The root is a directory of its own
+    on the old disk: what the old server left in MODELS_VOLUMES_DIRECTORY may have names of ours, such as ``logs``.
     """
     settings, problems = _settings(text)
     gpus = _numbers(settings, "XINFERENCE_GPUS", problems)
@@ -59,7 +60,7 @@ def read_site(text: str) -> dict[str, Any]:
     if not models:
         names = ", ".join(f"{prefix}_INSTALL_ENABLE" for prefix in MODELS)
         problems.append(f"names no model; it needs one of {names}")
-    return {"gpus": gpus, "root": root.rstrip("/") or "/", "models": models, "problems": problems}
+    return {"gpus": gpus, "root": f"{root.rstrip('/')}/xinference", "models": models, "problems": problems}
 
 
 def _settings(text: str) -> tuple[dict[str, str], list[str]]:

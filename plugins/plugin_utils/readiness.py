@@ -8,13 +8,13 @@ Each function looks at one thing and returns every problem it sees with it, so t
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ansible_collections.airgap.xinference.plugins.module_utils.alternatives import choices
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import Artifact, Bundle
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.manifest import WHEELS_GLIBC, WHEELS_PLATFORM
+from ansible_collections.airgap.xinference.plugins.module_utils.host.ports import is_address
 from ansible_collections.airgap.xinference.plugins.module_utils.server.spec import SpecError, parse
 
 from .bundles import WHEELHOUSE
@@ -143,7 +143,7 @@ def judge_address(needs: Needs, facts: Facts) -> list[Finding]:
     findings = []
     if not 0 < needs.port < 65536:
         findings.append(Finding("port", "a port from 1 to 65535", str(needs.port), "correct xinference_port"))
-    if needs.backend == "docker" and needs.address != "localhost" and not _is_address(needs.address):
+    if needs.backend == "docker" and needs.address != "localhost" and not is_address(needs.address):
         wanted = "an IP address of the host (0.0.0.0 for all), or localhost"
         cure = "set xinference_host to one; the Docker Engine would take a name for all addresses"
         findings.append(Finding("address", wanted, needs.address, cure))
@@ -202,14 +202,6 @@ def judge_gpus(needs: Needs, facts: Facts) -> list[Finding]:
     found = facts["gpus"]["problem"] or f"the host has {listed}"
     cure = "correct xinference_gpus and the models' gpus, or look with nvidia-smi -L why the GPU is gone"
     return [Finding("gpu", f"GPU {', '.join(absent)}, named in the inventory", found, cure)]
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _find(artifacts: Iterable[Artifact], reference: tuple[str, str]) -> Artifact | None:

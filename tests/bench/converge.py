@@ -10,7 +10,7 @@ The chat model has the size of a real one (large_chat.py), and weights come from
 (slow_disk.py, root), so that they take the time they take on a site; the others are tiny. Xinference 4.1.0 imports the
 libraries of one model after another, some seconds each, whoever asks, because the pool of a new process is announced to
 all others and one that imports does not answer: four tiny models would take as long as their imports, and tell nothing
-about a site.
+about a site. The ratio depends on that disk: read at 1.3 GB/s instead, the four together took 1.9 times the slowest.
 """
 
 from __future__ import annotations

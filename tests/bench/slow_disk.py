@@ -24,7 +24,10 @@ def reading_at(bytes_a_second: int, directory: Path) -> Iterator[None]:
     version_1 = CGROUPS / "blkio"
     parent = version_1 if version_1.is_dir() else CGROUPS
     group = parent / NAME
-    group.mkdir(exist_ok=True)
+    try:
+        group.mkdir(exist_ok=True)
+    except OSError as error:
+        raise SystemExit(f"The disk cannot be slowed down without root: {group}: {error.strerror}") from error
     if parent == version_1:
         (group / "blkio.throttle.read_bps_device").write_text(f"{disk} {bytes_a_second}")
     else:

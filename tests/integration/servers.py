@@ -152,12 +152,12 @@ class Server:
 
     def kill(self) -> None:
         """End every process of this server at once; its home and its port stay."""
-        self._end(((signal.SIGKILL, 10.0),))
+        self._end(((signal.SIGKILL, 60.0),))
 
     def stop(self) -> None:
         """End every process of this server and remove its home."""
-        self._end(((signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0)))
-        self.process.wait(timeout=5)
+        self._end(((signal.SIGTERM, 10.0), (signal.SIGKILL, 60.0)))
+        self.process.wait(timeout=60)
         shutil.rmtree(self.home, ignore_errors=True)
 
     def _end(self, ways: Any) -> None:

@@ -19,7 +19,7 @@ import pytest
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import Bundle
 from fleets import Fleet
 from sites import SshHost, make_bundle, make_model
-from test_shipping import family, ordinary_user
+from test_shipping import family, kill, ordinary_user
 
 __all__ = ["ordinary_user"]
 
@@ -323,8 +323,7 @@ def test_what_a_killed_controller_left_listening_does_not_keep_the_port(make: Ma
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and not arriving(fleet, "h3"):
         time.sleep(0.1)
-    for pid in family(process.pid):
-        os.kill(pid, signal.SIGKILL)
+    kill(family(process.pid))
     process.wait()
     assert len(fleet.listening()) == 3
     fleet.variables["xinference_ship_rate_limit"] = ""
@@ -349,8 +348,7 @@ def test_after_a_killed_controller_it_stops_listening_by_itself_and_the_next_run
     assert key.stat().st_mode & 0o777 == 0o600
     command_lines = b"".join(path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists())
     assert b"PRIVATE KEY" not in command_lines
-    for pid in family(process.pid):
-        os.kill(pid, signal.SIGKILL)
+    kill(family(process.pid))
     process.wait()
     deadline = time.monotonic() + 120
     while fleet.listening() and time.monotonic() < deadline:

@@ -185,7 +185,7 @@ def test_a_hand_made_site_is_imported(tmp_path: Path) -> None:
     host = json.loads(listed.stdout)
     assert (host["ansible_host"], host["xinference_gpus"], host["xinference_root"]) == (
         *("192.0.2.5", [0, 1]),
-        "/data/docker_models",
+        "/data/docker_models/xinference",
     )
     assert [(model["model_uid"], model["gpus"], model.get("enabled")) for model in host["xinference_models"]] == [
         ("bce-embedding-base_v1", [1], None),

@@ -15,6 +15,7 @@ from typing import Any, Callable, Dict, Iterator, List
 
 import pytest
 import servers
+from ansible_collections.airgap.xinference.plugins.module_utils.server.record import held
 from conftest import ADMIN, give_up
 from doors import Recorder
 from keepers import Kept, cpu_seconds, memory_mib
@@ -128,7 +129,7 @@ def test_ansible_and_the_keeper_at_the_same_moment_launch_every_model_once(
 ) -> None:
     wanted = entries("keep-a", "keep-b")
     with keeping(own, tmp_path, wanted) as kept:
-        kept.until(lambda: kept.told["doing"], 60)
+        kept.until(lambda: held(tmp_path / "state/lock"), 60)
         found: List[Any] = []
         ansible = threading.Thread(target=lambda: found.append(kept.converge(wanted)))
         ansible.start()

@@ -9,7 +9,6 @@ names no release, no model and no secret, and files that are mounted are in it b
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
@@ -18,6 +17,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Seque
 from ..server.engines import INDEX, INDEX_SERVICE, WHEELS, WHEELS_DIRECTORY, Engines
 from ..server.keeper_release import PROGRAM
 from .gpus import Given
+from .ports import is_address
 
 SERVICE = "server"
 KEEPER = "keeper"
@@ -172,7 +172,7 @@ def faults(server: Server, secrets: Iterable[str] = ()) -> List[str]:
         found.append(f"xinference_server_service is {server.project!r} and {NO_PROJECT}")
     if not 0 < server.port < 65536:
         found.append(f"xinference_port is {server.port} and must be from 1 to 65535")
-    if server.host != "localhost" and not _is_address(server.host):
+    if server.host != "localhost" and not is_address(server.host):
         found.append(f"xinference_host is {server.host!r} and must be an IP address of the host, or localhost")
     if not _SIZE.match(server.log_max_size):
         found.append(f"xinference_server_log_max_size is {server.log_max_size!r} and no size such as 100m")
@@ -203,14 +203,6 @@ def _option_faults(server: Server) -> Iterator[str]:
             yield f"xinference_server_container_options.{name}: use {OWN_SETTINGS[name]}"
         elif isinstance(base.get(name), Mapping) and value is not None and not isinstance(value, Mapping):
             yield f"xinference_server_container_options.{name} must be a mapping, or it replaces what is needed"
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
 
 
 def directories(server: Server) -> List[str]:

@@ -17,9 +17,9 @@ from typing import Any
 from .venv import VenvError, choose_python, complete
 
 _HEX = re.compile(r"[0-9a-f]{64}\Z")
-_MARKS = ("blobs/sha256", "partial", "state/artifacts.json")
-"""What shipping makes before anything else is made below a root directory."""
-_OURS = (
+MARKS = ("blobs/sha256", "partial", "state/store.lock")
+"""What shipping makes first below a root directory; one of it stays as long as anything of ours does."""
+OURS = (
     *("blobs", "cache", "current", "home", "lib", "logs", "models", "partial", "releases", "run", "state", "tools"),
     *("venvs", "wheels"),
 )
@@ -74,9 +74,9 @@ def place(root: str) -> dict[str, Any]:
 
 
 def _foreign(root: Path) -> list[str]:
-    if any(os.path.lexists(root / mark) for mark in _MARKS):
+    if any(os.path.lexists(root / mark) for mark in MARKS):
         return []
-    return [name for name in _OURS if os.path.lexists(root / name)]
+    return [name for name in OURS if os.path.lexists(root / name)]
 
 
 def contents(root: str) -> dict[str, Any]:

@@ -42,6 +42,15 @@ def listeners(port: int, address: str, root: str, proc: str = "/proc") -> list[d
     return found
 
 
+def is_address(text: str) -> bool:
+    """Whether it is an IP address, of either version."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
 def cannot_listen(address: str) -> str:
     """Why no program of this host can listen on an address, empty when one can."""
     try:

@@ -31,7 +31,7 @@ STT_GPU=1
 
 def test_every_setting_is_brought_over():
     site = read_site(SITE)
-    assert (site["gpus"], site["root"], site["problems"]) == ([0, 1], "/data/docker_models", [])
+    assert (site["gpus"], site["root"], site["problems"]) == ([0, 1], "/data/docker_models/xinference", [])
     assert [(model["model_uid"], model["gpus"], model.get("enabled", True)) for model in site["models"]] == [
         ("bce-embedding-base_v1", [0], True),
         ("bce-reranker-base_v1", [0], True),
@@ -55,7 +55,7 @@ def test_a_file_written_on_windows_says_the_same(change):
 def test_a_model_that_is_not_mentioned_is_not_served():
     text = "XINFERENCE_GPUS=0\nMODELS_VOLUMES_DIRECTORY=/m/\nSTT_INSTALL_ENABLE=true\nSTT_GPU=0 # alone\n"
     site = read_site(text)
-    assert site["problems"] == [] and site["root"] == "/m"
+    assert site["problems"] == [] and site["root"] == "/m/xinference"
     assert [model["model_uid"] for model in site["models"]] == ["SenseVoiceSmall"]
 
 

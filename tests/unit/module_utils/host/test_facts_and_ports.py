@@ -120,14 +120,13 @@ def test_a_root_that_is_not_there_yet_is_judged_by_what_is_above_it(tmp_path):
     assert facts.place(str(tmp_path / "a/b/c"))["obstacle"] == str(tmp_path / "a")
 
 
-@pytest.mark.parametrize("mark", ["blobs/sha256", "partial", "state"])
+@pytest.mark.parametrize("mark", facts.MARKS)
 def test_what_others_made_below_the_root(tmp_path, mark):
     assert facts.place(str(tmp_path))["foreign"] == []
     (tmp_path / "lost+found").mkdir()
     (tmp_path / "models").mkdir()
     assert facts.place(str(tmp_path))["foreign"] == ["models"]
     (tmp_path / mark).mkdir(parents=True)
-    (tmp_path / mark / "artifacts.json").touch()
     assert facts.place(str(tmp_path))["foreign"] == []
 
 

@@ -1,0 +1,71 @@
+# Copyright: airgap.xinference engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A teardown removes what the collection made, and nothing else. On whole sites it is tested by molecule."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import List
+
+import yaml
+from ansible_collections.airgap.xinference.plugins.module_utils.host import facts
+from sites import REPOSITORY
+
+ROLE = REPOSITORY / "roles" / "xinference_teardown"
+
+
+def tear_down(root: Path, keep: List[str]) -> subprocess.CompletedProcess[str]:
+    program = str(Path(sys.executable).with_name("ansible-playbook"))
+    variables = {"xinference_root": str(root), "xinference_teardown_keep": keep, "xinference_teardown_confirm": "yes"}
+    command = [program, "-i", "inventories/quickstart", "playbooks/teardown.yml", "-e", json.dumps(variables)]
+    environment = {**os.environ, "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
+    environment["ANSIBLE_COLLECTIONS_PATH"] = str(REPOSITORY / "build/collections")
+    return subprocess.run(
+        command,
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+
+
+def names(root: Path) -> List[str]:
+    return sorted(path.name for path in root.iterdir())
+
+
+def test_what_others_made_is_not_touched(tmp_path: Path) -> None:
+    weights = tmp_path / "models" / "precious" / "model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_text("weights")
+    (tmp_path / "logs").mkdir()
+    done = tear_down(tmp_path, [])
+    assert done.returncode and "has nothing of this collection" in " ".join(done.stdout.split()), done.stdout
+    assert weights.read_text() == "weights" and names(tmp_path) == ["logs", "models"]
+
+
+def test_what_is_kept_is_known_as_ours_afterwards(tmp_path: Path) -> None:
+    root = tmp_path / "site"
+    for name in ("blobs/sha256", "home", "models", "partial", "state"):
+        (root / name).mkdir(parents=True)
+    (root / "state" / "store.lock").touch()
+    done = tear_down(root, ["home"])
+    assert done.returncode == 0 and names(root) == ["home", "state"], done.stdout
+    assert facts.place(str(root))["foreign"] == []
+    done = tear_down(root, [])
+    assert done.returncode == 0 and not root.exists(), done.stdout
+    again = tear_down(root, [])
+    assert again.returncode == 0 and "changed=0" in again.stdout, again.stdout
+
+
+def test_preflight_and_teardown_mean_the_same_names() -> None:
+    told = yaml.safe_load((ROLE / "vars" / "main.yml").read_text())
+    assert told["__xinference_teardown_marks"] == list(facts.MARKS)
+    gone = {name.split("/")[0] for name in told["__xinference_teardown_always"]}
+    assert gone | {"blobs", "home"} == set(facts.OURS)
