@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List
 
@@ -78,30 +79,39 @@ def any_version(request: pytest.FixtureRequest, server_of: Callable[[str], Serve
     return request.param
 
 
+@dataclass
+class Clients:
+    """What clients of a model saw: the longest time without an answer, in seconds, and requests that failed."""
+
+    longest: float = 0.0
+    failures: List[str] = field(default_factory=list)
+
+
 @contextlib.contextmanager
-def gap(server: Server, uid: str = "m") -> Iterator[List[float]]:
-    """Ask a model again and again; the list gets the longest time without an answer, in seconds."""
-    found: List[float] = []
-    over, client = threading.Event(), server.client(timeout=10)
+def clients(server: Server, uid: str = "m") -> Iterator[Clients]:
+    """Ask a model again and again until the end of the block."""
+    saw = Clients()
+    over, client = threading.Event(), server.client(timeout=120)
     body = {"model": uid, "input": "a word"}
-    longest, last = [0.0], [time.monotonic()]
 
     def ask() -> None:
+        last = time.monotonic()
         while not over.is_set():
-            with contextlib.suppress(ServerError):
+            try:
                 client.post("/v1/embeddings", json=body)
-                longest[0], last[0] = max(longest[0], time.monotonic() - last[0]), time.monotonic()
+                saw.longest, last = max(saw.longest, time.monotonic() - last), time.monotonic()
+            except ServerError as error:
+                saw.failures.append(str(error))
             time.sleep(0.05)
 
     asking = threading.Thread(target=ask)
     asking.start()
     try:
-        yield found
+        yield saw
         time.sleep(0.5)
     finally:
         over.set()
         asking.join()
-        found.append(longest[0])
 
 
 def test_the_alternative_serves_and_the_next_deploy_without_the_cause_goes_back(
@@ -207,7 +217,7 @@ def test_a_relaunch_that_fails_brings_back_what_ran(server: Server, minilm: Entr
 def test_a_model_is_proven_beside_what_serves(server: Server, minilm: Entry, tmp_path: Path) -> None:
     converge(server, tmp_path, minilm)
     launched = created(server)
-    with gap(server) as untouched:
+    with clients(server) as untouched:
         applied = converge(server, tmp_path, {**minilm, "model_path": "/nowhere", "relaunch": "beside"})
     assert "what ran before was not touched and serves" in applied.message and not applied.changed
     assert created(server) == launched and set(server.client().models()) == {"m"}
@@ -217,21 +227,21 @@ def test_a_model_is_proven_beside_what_serves(server: Server, minilm: Entry, tmp
     assert "its probe failed" in applied.message and created(server) == launched
 
     told: List[str] = []
-    with gap(server) as proven:
+    with clients(server) as proven:
         changed = {**minilm, "request_limits": 6}
         applied = converge(server, tmp_path, changed, how="beside", listener=lambda uid, event: told.append(event))
     assert applied.message == "" and applied.models[0]["choice"] == 0 and created(server) > launched
     assert [one["beside"] for one in applied.models[0]["attempts"]] == [True, False]
     assert told.index("verified beside what serves") < told.index("terminate")
     assert set(server.client().models()) == {"m"} and set(read(tmp_path)) == {"m"}
-    with gap(server) as replaced:
+    with clients(server) as replaced:
         assert converge(server, tmp_path, {**minilm, "request_limits": 7}).message == ""
     print(
-        f"\n{server.version}: without an answer {untouched[0]:.1f} s where the new one does not work, "
-        f"{proven[0]:.1f} s beside, {replaced[0]:.1f} s replaced"
+        f"\n{server.version}: without an answer {untouched.longest:.1f} s where the new one does not work, "
+        f"{proven.longest:.1f} s beside, {replaced.longest:.1f} s replaced"
     )
-    # What did not work never cost a client anything but the time that one busy machine takes for an answer.
-    assert untouched[0] < 5
+    assert untouched.failures == [] and untouched.longest > 0, "what did not work cost no client anything"
+    assert replaced.failures, "who replaces without a proof beside is missed meanwhile"
 
 
 def test_a_killed_process_leaves_a_ghost_that_is_cleared_away_where_that_is_safe(
