@@ -35,11 +35,19 @@ def docker(host: Any, arguments: str) -> str:
 
 
 @pytest.fixture
-def container(host: Any) -> dict[str, Any]:
-    """The only container there is, as the engine of the host shows it."""
-    (identity,) = docker(host, "ps --all --quiet --no-trunc").split()
-    (found,) = json.loads(docker(host, f"inspect {identity}"))
-    return dict(found)
+def containers(host: Any) -> dict[str, dict[str, Any]]:
+    """All containers there are, as the engine of the host shows them, by their service."""
+    identities = " ".join(docker(host, "ps --all --quiet --no-trunc").split())
+    found = json.loads(docker(host, f"inspect {identities}"))
+    named = {entry["Config"]["Labels"]["com.docker.compose.service"]: dict(entry) for entry in found}
+    assert len(named) == len(found) and set(named) == {"server", "keeper"}
+    return named
+
+
+@pytest.fixture
+def container(containers: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The server's container."""
+    return containers["server"]
 
 
 @pytest.fixture
@@ -52,6 +60,15 @@ def test_the_container_is_healthy_and_comes_back_after_a_restart(host: Any, cont
     assert container["State"]["Health"]["Status"] == "healthy" and container["RestartCount"] == 0
     assert container["HostConfig"]["RestartPolicy"]["Name"] == "unless-stopped"
     assert container["HostConfig"]["LogConfig"]["Config"]["max-size"]
+
+
+def test_the_keeper_runs_beside_it_and_may_do_no_more_than_it_must(containers: dict[str, dict[str, Any]]) -> None:
+    keeper, settings = containers["keeper"], containers["keeper"]["HostConfig"]
+    assert keeper["State"]["Running"] and keeper["RestartCount"] == 0
+    assert keeper["Image"] == containers["server"]["Image"]
+    assert settings["RestartPolicy"]["Name"] == "unless-stopped" and settings["LogConfig"]["Config"]["max-size"]
+    assert settings["ReadonlyRootfs"] and not settings["DeviceRequests"] and not settings["PortBindings"]
+    assert [mount["Destination"] for mount in keeper["Mounts"] if mount["RW"]] == [f"{ROOT}/state"]
 
 
 def test_the_image_is_the_one_that_was_asked_for(host: Any, container: dict[str, Any]) -> None:
@@ -125,15 +142,16 @@ def test_a_client_outside_of_the_host_gets_ranks_and_words(site: Site) -> None:
     assert answer["choices"][0]["message"]["role"] == "assistant"
 
 
-def test_there_is_no_way_out_for_the_host_and_its_container(host: Any, container: dict[str, Any]) -> None:
+def test_there_is_no_way_out_for_the_host_and_its_containers(host: Any, containers: dict[str, dict[str, Any]]) -> None:
     assert as_root(host, "ip route show default") == ""
-    for command in ("python3 -c", f"docker exec {container['Id']} python3 -c"):
-        answer = as_root(host, f'{command} "{OUTSIDE}" 2>&1 || true')
+    for command in ("", *(f"docker exec {container['Id']} " for container in containers.values())):
+        answer = as_root(host, f'{command}python3 -c "{OUTSIDE}" 2>&1 || true')
         assert "unreachable" in answer, answer
 
 
-def test_what_is_secret_reaches_the_server_and_nobody_else(host: Any, container: dict[str, Any]) -> None:
-    assert f"HF_TOKEN={SECRET}" in docker(host, f"exec {container['Id']} env").splitlines()
+def test_what_is_secret_reaches_the_server_and_nobody_else(host: Any, containers: dict[str, dict[str, Any]]) -> None:
+    given = {name: docker(host, f"exec {container['Id']} env") for name, container in containers.items()}
+    assert f"HF_TOKEN={SECRET}" in given["server"].splitlines() and SECRET not in given["keeper"]
     search = f"grep -rslF {SECRET} {ROOT} /etc /home /tmp /var /usr/local 2>/dev/null || true"
     holders = as_root(host, search).split()
     assert any(path.startswith(f"{ROOT}/releases/") for path in holders)
