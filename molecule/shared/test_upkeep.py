@@ -38,7 +38,7 @@ def test_status_tells_what_runs_where_and_since_when(tmp_path: Path) -> None:
         assert all(model["since"] >= server["since"] > 1.7e9 for model in models.values())
     line = next(line for line in run.output.splitlines() if line.startswith(LAST) and " minilm " in line)
     age = r"\(\d+ (s|min|h)\)"
-    assert re.search(rf" yes +ready +\d{{4}}-\d\d-\d\d \d\d:\d\d {age} +Ansible +\d+ +yes {age}$", line), line
+    assert re.search(rf" yes +ready +\d{{4}}-\d\d-\d\d \d\d:\d\d {age} +(Ansible|keeper) +\d+ +yes {age}$", line), line
     assert all(told[name]["keeper"]["state"] == "running" and not told[name]["keeper"]["problem"] for name in SITES)
 
 
