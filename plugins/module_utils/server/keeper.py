@@ -21,13 +21,15 @@ from . import keeper_state as states
 from .client import AccessRefused, Client, ServerError, Unreachable
 from .keeper_backoff import Trouble
 from .keeper_book import Book
-from .keeper_drift import FAILED, RUNNING, STOPPED, findings
+from .keeper_drift import FAILED, RUNNING, STOPPED, findings, serves
 from .keeper_job import Job, command
+from .keeper_patience import LONG, Patience
 from .keeper_probe import Prober
 from .keeper_release import Release, Unreadable, current, load, program
 from .keeper_server import HalfDead, died
 from .keeper_state import HEARTBEAT, short
 from .keeper_work import Order, client_of, register, specs_of
+from .launch import SLOW
 from .record import Record, awaited, held
 from .running import Running, combine
 from .spec import ModelSpec
@@ -39,8 +41,8 @@ WORK_PAUSE = 0.5
 # Every so many questions it is about the other list, which shows what the first does not.
 TURN = 4
 GIVE_WAY = 3.0
-# A launch that takes longer is watched: the models beside it are asked more often whether they answer.
-LAUNCH_LONG = 60.0
+# Seconds that a launch which is given up still gets: it may succeed just now.
+GIVE_UP = 1.0
 # A job is not ended for another model before it could begin.
 SETTLED = 5.0
 # A server bans an address for an hour after ten refusals; this keeps far below.
@@ -83,6 +85,7 @@ class Keeper:
         self.state = states.load(self.directory)
         self.book = Book(self.state, say, clock)
         self.prober = Prober(self.book, clock)
+        self.patience = Patience()
         self.release: Optional[Release] = None
         self.client: Optional[Client] = None
         self.specs: Optional[List[ModelSpec]] = None
@@ -148,10 +151,10 @@ class Keeper:
             running = [uid for uid, one in self.book.found.items() if one.kind == RUNNING]
             now = self.clock.steady()
             # A launch that hangs may keep the server itself from seeing that another model died.
-            long = self.job is not None and now - self.job_began >= LAUNCH_LONG
+            long = self.job is not None and now - self.job_began >= LONG
             free = (self.job is None or long) and now >= self.hold_until
             others = [uid for uid in running if uid not in self.open]
-            self.prober.turn(self.client, self.kept, others, free, LAUNCH_LONG if long else None)
+            self.prober.turn(self.client, self.kept, others, free, LONG if long else None)
         pause = max(0.05, self.next_question - self.clock.steady())
         return min(pause, WORK_PAUSE) if self.job or self.prober.busy else pause
 
@@ -306,11 +309,15 @@ class Keeper:
             self.hold_until = now + GIVE_WAY
         if now < self.hold_until or not self.trouble.due(self.kept.id, now):
             return
-        due = self.book.due(self.grace_until)
+        self.patience.see(self._missed(), self.open, now)
+        if self._gives_up(now):
+            return
+        due = [uid for uid in self.book.due(self.grace_until) if not self.patience.waits(uid, now)]
         if self.job is not None:
             # One more that is due does not wait for those under way: they go on on the server, and are followed again.
             more = [uid for uid in due if uid not in self.open]
-            if not more or self.book.deadly(more) or now - self.job_began < SETTLED:
+            settled = now - self.job_began >= SETTLED and self.job.order.patience is None
+            if not more or self.book.deadly(more) or not settled:
                 return
             due = [*more, *sorted(self.open)]
             self._end_job("")
@@ -320,22 +327,53 @@ class Keeper:
         if due and not held(self.lock):
             self._start(due)
 
+    def _missed(self) -> List[str]:
+        """The models that served before, do not now, and shall."""
+        policy, models = self.kept.settings.policy, self.state.models
+        return [
+            uid
+            for uid, one in self.book.found.items()
+            if uid in models and models[uid].served_since and not serves(one.kind, policy, uid in self.book.dead)
+        ]
+
+    def _gives_up(self, now: float) -> bool:
+        """Have launches ended that keep others from coming back; returns whether there are any."""
+        if self.job is None or self.job.order.patience is not None:
+            return False
+        served = [uid for uid, model in self.state.models.items() if model.served_since]
+        found = self.patience.hangs(served, now)
+        if not found:
+            return False
+        for uid, other in found:
+            took = now - self.patience.launched[uid]
+            self.say(
+                f"{uid}: its launch has taken {took:.0f} s and keeps {other} from coming back; it is given up for now"
+            )
+            self.patience.give_up(uid, now)
+        self._end_job("")
+        self._order([uid for uid, _other in found], GIVE_UP)
+        return True
+
     def _start(self, due: List[str]) -> None:
+        for uid in due:
+            one = self.book.found.get(uid)
+            self.say(f"{uid}: launching{f' ({short(one.text)})' if one and one.text else ''}")
+        self._order(due)
+
+    def _order(self, due: List[str], patience: Optional[float] = None) -> None:
+        """Have a process launch models, or wait for them as long as `patience` says and then give them up."""
         own = program(self.kept.directory)
         if own is None:
             self._problem("release", f"release {self.kept.id} has lost its program; run playbooks/serve.yml")
             return
-        for uid in due:
-            one = self.book.found.get(uid)
-            self.say(f"{uid}: launching{f' ({short(one.text)})' if one and one.text else ''}")
         again = tuple(uid for uid in due if uid in self.book.relaunch)
         try:
-            self.job = self.start_job(own, self.root, Order(self.kept.id, tuple(due), again))
+            self.job = self.start_job(own, self.root, Order(self.kept.id, tuple(due), again, patience))
         except OSError as error:
             self._came_to_nothing(f"no process can be started: {error}")
             return
         self.job_began, self.open, self.seen = self.clock.steady(), set(due), NOTHING
-        self.state.doing = f"launching {', '.join(due)}"
+        self.state.doing = f"{'launching' if patience is None else 'giving up'} {', '.join(due)}"
 
     def _watch(self) -> None:
         """Hear what the job says, and take down what it came to."""
@@ -349,7 +387,7 @@ class Keeper:
                 if not self._lives_on():
                     return
                 self.open.discard(str(told["uid"]))
-                self.book.failed(str(told["uid"]), str(told["error"]), told.get("diagnosis"))
+                self._failed(str(told["uid"]), str(told["error"]), told.get("diagnosis"))
             elif told.get("log"):
                 self.say(str(told["log"]))
             elif str(told.get("event") or "").startswith(WORTH_A_LINE):
@@ -360,6 +398,11 @@ class Keeper:
         elif code is not None:
             self._end_job("")
             self._came_to_nothing(f"the process that launches {', '.join(uids)} ended with code {code}")
+
+    def _failed(self, uid: str, error: str, diagnosis: Optional[Mapping[str, Any]]) -> None:
+        if self.job.order.patience is not None and (diagnosis or {}).get("name") == SLOW.name:
+            error, diagnosis = "given up because it kept others from coming back", None
+        self.book.failed(uid, error, diagnosis)
 
     def _lives_on(self) -> bool:
         """Whether the server is the one that it was. What fails because it ended is no model's fault."""

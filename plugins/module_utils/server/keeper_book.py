@@ -55,6 +55,8 @@ class Book:
         """When each model was first seen to serve, in the life of the server that runs now."""
         self.relaunch: Set[str] = set()
         """Models that seem to run, and have to be launched anew."""
+        self.dead: Set[str] = set()
+        """Models that are listed as ready, and have no process any more."""
         self.settled: Set[str] = set()
         """Models that were just brought to run as wanted; what is found of them next has to agree."""
         self.begun: Set[str] = set()
@@ -105,6 +107,7 @@ class Book:
             for known in (self.trouble, self.ready_at, self.bad_since, self.starting_since, self.deaths):
                 known.pop(uid, None)
             self.relaunch.discard(uid)
+            self.dead.discard(uid)
 
     def unknown(self) -> None:
         """Nothing can be found out at present."""
@@ -118,6 +121,7 @@ class Book:
             self.fell(uid, "the server was started anew")
         begun = [uid for uid in launching if uid not in self.ready_at]
         self.ready_at.clear()
+        self.dead.clear()
         for uid in begun:
             self.deaths[uid] = self.deaths.get(uid, 0) + 1
             if self.deaths[uid] >= DEADLY:
@@ -143,6 +147,7 @@ class Book:
             self.starting_since.setdefault(one.uid, now)
             return
         served = self.ready_at.pop(one.uid, None)
+        self.dead.discard(one.uid)
         if others or ours:
             return
         if served is not None:
@@ -175,6 +180,7 @@ class Book:
             if one.kind != ALTERED:
                 self._cured(model, entry)
             self.ready_at[uid] = now
+            self.dead.discard(uid)
             model.served_since = round(self.clock.now(), 1)
         if one.since is not None:
             model.since = float(one.since)

@@ -87,6 +87,16 @@ def may_act(kind: str, policy: str) -> bool:
     return kind in (NEW, CHANGED, GONE, FAILED, TAKEN)
 
 
+def serves(kind: str, policy: str, dead: bool) -> bool:
+    """Whether a model is as it shall be: it serves, also what somebody launched, or is gone and left so.
+
+    `dead` is whether it is listed and has no process any more.
+    """
+    if kind in (RUNNING, TAKEN, ALTERED):
+        return not dead
+    return kind != STARTING and not may_act(kind, policy)
+
+
 def _finding(step: Step, seen: Optional[Running], entry: Optional[Entry], served: bool, stopped: bool) -> Finding:
     state = seen.state if seen else "missing"
     since = seen.since if seen else None

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, Dict, List, Optional, Sequence, cast
 
@@ -27,10 +28,9 @@ class Job:
         self.started = time.monotonic()
         self._rest = b""
         self._process = subprocess.Popen(list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
-        told = {"release": order.release, "uids": order.uids, "relaunch": order.relaunch}
         order_to, self._said = cast(IO[bytes], self._process.stdin), cast(IO[bytes], self._process.stdout)
         with contextlib.suppress(OSError):  # It ended already, which shows below.
-            order_to.write(json.dumps(told).encode())
+            order_to.write(json.dumps(asdict(order)).encode())
             order_to.close()
         os.set_blocking(self._said.fileno(), False)
 

@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Whether what is listed also answers: one probe now and then, in a thread, because a model may take minutes.
 
-A model that answered before, and of which the server says now that its process is gone, has to be launched anew though
-it is listed as ready. One that answers late, or otherwise than expected, is only told of.
+A model that answered before, and of which the server says now, and again, that its process is gone, has to be launched
+anew though it is listed as ready. One that answers late, or otherwise than expected, is only told of.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ DEAD = (
     "actornotexist",
     "not found in the model list",
     "is closed",
+    # The server answers, and nobody behind it.
+    " with 500: [errno 111] connection refused",
 )
 
 
@@ -59,7 +61,7 @@ class Prober:
         if self._asking is not None:
             if self._asking.result is not None:
                 uid, result, self._asking = self._asking.uid, self._asking.result, None
-                self._take(uid, result)
+                self._take(uid, result, client.features.ends_the_dead)
             return
         now, ready_at = self.clock.steady(), self.book.ready_at
         every = release.settings.verify
@@ -78,7 +80,7 @@ class Prober:
         asked = self.asked.get(uid)
         return ready_at if asked is None or asked < ready_at else min(self.at.get(uid, 0.0), asked + every)
 
-    def _take(self, uid: str, result: ProbeResult) -> None:
+    def _take(self, uid: str, result: ProbeResult, relaunch: bool) -> None:
         model = self.book.state.models.get(uid)
         if model is None or result.state == "skipped":
             return
@@ -91,12 +93,18 @@ class Prober:
         }
         if before.get("ok") is not result.ok:
             self.book.say(f"{uid}: answers" if result.ok else f"{uid}: does not pass its probe: {short(result.error)}")
+        if result.ok:
+            self.book.dead.discard(uid)
         if result.ok or uid not in self.book.ready_at:
             return
         self.at[uid] = self.clock.steady() + AGAIN
-        if before.get("ok") is False and any(word in result.error.lower() for word in DEAD):
-            self.book.relaunch.add(uid)
+        again = before.get("ok") is False and uid not in self.book.dead
+        if again and any(word in result.error.lower() for word in DEAD):
+            self.book.dead.add(uid)
             self.book.fell(uid, f"listed, but dead: {result.error}", self.book.ready_at[uid])
+            # An older server starts it anew itself, and cannot be asked to end it without harm.
+            if relaunch:
+                self.book.relaunch.add(uid)
 
 
 class _Asking:

@@ -13,7 +13,7 @@ import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from . import registration
 from .apply import apply, specs_from
@@ -32,11 +32,15 @@ Tell = Callable[[Mapping[str, Any]], None]
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be done: `uids` of the release `release`; those of `relaunch` also when they seem to run."""
+    """What is to be done: `uids` of the release `release`; those of `relaunch` also when they seem to run.
+
+    `patience` is how many seconds a launch may take, None for what the release says.
+    """
 
     release: str
     uids: Tuple[str, ...]
     relaunch: Tuple[str, ...] = ()
+    patience: Optional[float] = None
 
 
 def client_of(release: Release, timeout: float = REQUEST_TIMEOUT) -> Client:
@@ -97,7 +101,7 @@ def work(root: Path, order: Order, tell: Tell) -> Dict[str, Any]:
             prune="none",
             relaunch=order.relaunch,
             limit=release.settings.parallel,
-            timeout=release.settings.wait_timeout,
+            timeout=release.settings.wait_timeout if order.patience is None else order.patience,
             lock_wait=0,
             who=WHO,
             first_choice=False,
@@ -157,6 +161,6 @@ def main(root: Path) -> int:
         sys.stdout.flush()
 
     told = json.load(sys.stdin)
-    order = Order(str(told["release"]), tuple(told["uids"]), tuple(told["relaunch"]))
+    order = Order(str(told["release"]), tuple(told["uids"]), tuple(told["relaunch"]), told.get("patience"))
     tell(work(root, order, tell))
     return 0

@@ -769,6 +769,43 @@ def test_a_model_that_dies_beside_a_launch_that_hangs_is_launched_anew(probed):
     assert probed.launched() == [["b"], ["a", "b"]] and probed.jobs[-1].order.relaunch == ("a",)
 
 
+REFUSED = ProbeResult("failed", "embedding", error="answered POST /v1/x with 500: [Errno 111] Connection refused")
+
+
+@pytest.fixture
+def starved(probed):
+    """One hangs while it is launched, the other died meanwhile, and the server cannot bring it back."""
+    probed.server.features = features("1.8.1")
+    probed.server.put("b", "ERROR")
+    probed.go(150)
+    assert probed.launched() == [["b"]]
+    probed.answers["a"] = REFUSED
+    probed.go(120)
+    assert len(probed.jobs) == 1 and "listed, but dead" in probed.told("a")["fault"]["what"]
+    probed.go(120)
+    return probed
+
+
+def test_a_launch_that_keeps_another_from_coming_back_is_given_up(starved):
+    assert starved.launched() == [["b"], ["b"]]
+    assert [job.order.patience for job in starved.jobs] == [None, keeping.GIVE_UP]
+    assert any("b: its launch has taken" in line and "keeps a from coming back" in line for line in starved.log)
+    starved.finish("not ready after 1 s; the launch was cancelled", diagnosis={"name": "slow", "heals": False})
+    assert "given up because it kept others" in starved.told("b")["fault"]["what"]
+    starved.go(60)
+    assert len(starved.jobs) == 2, "it waits until the other is back"
+    starved.answers.clear()
+    starved.go(70)
+    assert starved.launched()[2:] == [["b"]] and starved.told("a")["verified"]["ok"] is True
+    assert not any(job.order.relaunch for job in starved.jobs), "the server brought the other back itself"
+
+
+def test_a_launch_is_given_up_once_for_each_that_is_missed(starved):
+    starved.finish("not ready after 1 s; the launch was cancelled", diagnosis={"name": "slow", "heals": False})
+    starved.go(2000)
+    assert [job.order.patience for job in starved.jobs[2:]] == [None], "it was not what kept the other away"
+
+
 @pytest.mark.parametrize("error", ["did not answer POST within 120 s", "expected 384 dimensions, got 3"])
 def test_a_model_that_is_slow_or_answers_otherwise_is_only_told_of(probed, error):
     probed.answers["a"] = ProbeResult("failed", "embedding", error=error)
