@@ -11,6 +11,7 @@ what it meets: what is in its way is told in `state/keeper.json` and tried again
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from . import keeper_state as states
 from .client import AccessRefused, Client, ServerError, Unreachable
 from .keeper_backoff import Trouble
 from .keeper_book import Book
-from .keeper_drift import FAILED, RUNNING, STOPPED, findings, serves
+from .keeper_drift import BY_HAND, FAILED, RUNNING, STOPPED, findings, serves
 from .keeper_job import Job, command
 from .keeper_patience import LONG, Patience
 from .keeper_probe import Prober
@@ -47,11 +48,15 @@ GIVE_UP = 1.0
 SETTLED = 5.0
 # A server bans an address for an hour after ten refusals; this keeps far below.
 REFUSED_PAUSE = 3900.0
+# Without credentials there is nothing that could be refused; whoever asks too often is banned all the same.
+CLOSED_PAUSE = 600.0
 IDLE_PAUSE = 5.0
+# By so much the clock of a host may be set on while nothing was started.
 SAME_BOOT = 3.0
 # Entries that cannot be launched are read again now and then: what they need may have been shipped since.
 READ_AGAIN = 300.0
 NOTHING = (None, None)
+Span = Tuple[float, float]
 # Of what happens during a launch, besides its end.
 WORTH_A_LINE = ("ready", "terminate", "failed, again", "no room", "verified")
 
@@ -178,9 +183,12 @@ class Keeper:
             self.renew(own)
         if self.state.release != found.id:
             # What is new in it is left to Ansible at first, beginning when the server answers.
-            self.grace_until = float("inf")
+            self.grace_until, self.state.grace_until = float("inf"), 0.0
             if (self.state.refused or {}).get("release") != found.id:
                 self.state.refused = None
+        elif self.release is None and self.state.grace_until:
+            left = min(self.state.grace_until - self.clock.now(), found.settings.grace)
+            self.grace_until = self.clock.steady() + max(0.0, left)
         count = f"{len(found.entries)} {'model' if len(found.entries) == 1 else 'models'}"
         self.say(
             f"looks after release {found.id}: {count} at {found.settings.endpoint}, policy {found.settings.policy}"
@@ -235,13 +243,15 @@ class Keeper:
 
     def _look(self, client: Client) -> None:
         """Both lists, the release and the record: what is as it should be, and what is not?"""
+        sent = self.clock.now()
         status = client.status()
+        boot = _boot(status, sent, self.clock.now())
         self.half_dead.alive()
         if not status.get("workers"):
             self._is_down("starting", "it answers, and no worker has joined yet")
             return
         instances, models = client.instances(), client.models()
-        self._boot(status)
+        self._notice_restart(boot)
         self._is_up()
         if self.specs is None or (self.wrong and self.clock.steady() >= self.read_again):
             self.specs = self._read_entries(client)
@@ -251,10 +261,12 @@ class Keeper:
         stopped = [uid for uid, model in self.state.models.items() if model.stopped]
         found = findings(self.specs, running, record.entries, self.book.ready_at, stopped)
         stopped = [one.uid for one in found if one.kind == STOPPED]
-        if stopped:
-            gave_up = died(client)
-            text = "its process died, and the server gave it up"
-            found = [replace(one, kind=FAILED, text=text) if one.uid in gave_up else one for one in found]
+        # A server that gave up one of several replicas shows fewer than were launched, as if somebody had wished so.
+        suspects = {one.uid for one in found if one.kind in BY_HAND}
+        if suspects:
+            dead = died(client) & suspects
+            text = "a process of it died, and the server gave it up"
+            found = [replace(one, kind=FAILED, text=text) if one.uid in dead else one for one in found]
         self.book.keep_only({spec.uid for spec in self.specs} | set(self.wrong))
         self.open -= {one.uid for one in found if one.kind == RUNNING and one.uid not in self.book.relaunch}
         self.book.take(found, record.entries, self.open, others)
@@ -266,14 +278,17 @@ class Keeper:
             NOTHING if others or self.job or young else (_print_of_instances(instances), _print_of_models(models))
         )
 
-    def _boot(self, status: Mapping[str, Any]) -> None:
+    def _notice_restart(self, boot: Optional[Span]) -> None:
         """Notice a server that was started anew: everything that ran on it is gone, and so is what was launched."""
-        uptime = float(status.get("uptime") or 0)
-        server, boot = self.state.server, round(self.clock.now() - uptime, 1)
-        known = float(server.get("boot") or 0)
-        if known and abs(boot - known) <= SAME_BOOT:
+        if boot is None:
             return
-        server["boot"] = boot
+        earliest, latest = boot
+        server = self.state.server
+        known = float(server.get("boot") or 0)
+        anew = not known or earliest > known + SAME_BOOT
+        server["boot"] = latest if anew else min(known, latest)
+        if not anew:
+            return
         if known:
             server["restarts"] = int(server.get("restarts") or 0) + 1
             self.say("the server was started anew")
@@ -288,6 +303,7 @@ class Keeper:
         self.up, self.down_since = True, None
         if self.grace_until == float("inf"):
             self.grace_until = self.clock.steady() + self.kept.settings.grace
+            self.state.grace_until = round(self.clock.now() + self.kept.settings.grace, 1)
 
     def _read_entries(self, client: Client) -> List[ModelSpec]:
         """The entries of the release as the server has to run them. Custom models that it lost are registered first."""
@@ -408,7 +424,8 @@ class Keeper:
         """Whether the server is the one that it was. What fails because it ended is no model's fault."""
         try:
             if self.client is not None:
-                self._boot(self.client.status())
+                sent = self.clock.now()
+                self._notice_restart(_boot(self.client.status(), sent, self.clock.now()))
                 self.seen = NOTHING
         except ServerError as error:
             self._end_job("")
@@ -452,14 +469,17 @@ class Keeper:
 
     def _refuse(self, said: str) -> None:
         """A login or a key is refused: nothing is sent for long, or until another release has other credentials."""
-        until = round(self.clock.now() + REFUSED_PAUSE, 1)
-        self.refused_until = self.clock.steady() + REFUSED_PAUSE
+        pause = REFUSED_PAUSE if self.kept.login else CLOSED_PAUSE
+        until = round(self.clock.now() + pause, 1)
+        self.refused_until = self.clock.steady() + pause
         self.state.refused = {"release": self.kept.id, "until": until, "said": short(said)}
         self._end_job("")
         self.up, self.client, self.seen = False, None, NOTHING
         self.book.unknown()
         self.state.server.update(state="refuses", since=round(self.clock.now(), 1), problem=short(said))
-        self._problem("login", f"{short(said)} It is tried again in an hour, or at once with another release.")
+        self._problem(
+            "login", f"{short(said)} It is tried again in {pause / 60:.0f} min, or at once with another release."
+        )
 
     def _is_refused(self) -> bool:
         """Whether the credentials are of no use now; then nothing at all is sent."""
@@ -487,6 +507,17 @@ class Keeper:
         if anyway or content != self.saved[0] or steady - self.saved[1] >= HEARTBEAT:
             self.saved = (content, steady)
             self._problem("disk", states.save(self.directory, self.state, self.clock.now()))
+
+
+def _boot(status: Mapping[str, Any], sent: float, heard: float) -> Optional[Span]:
+    """Between which times the server started, by its answer to a request; None where it does not tell.
+
+    It tells whole seconds, and may have looked at its clock at any time between the request and the answer.
+    """
+    uptime = status.get("uptime")
+    if not isinstance(uptime, (int, float)) or not math.isfinite(uptime):
+        return None
+    return round(sent - uptime - 1, 1), round(heard - uptime, 1)
 
 
 def _print_of_models(models: Mapping[str, Mapping[str, Any]]) -> Any:

@@ -137,7 +137,7 @@ class Book:
         model.kind, model.state, model.text = one.kind, one.state, short(one.text)
         instead = entry.instead if entry else None
         model.variant = short(f"{instead.words}: {instead.why}") if instead else ""
-        if one.state == "ready":
+        if one.state == "ready" and one.kind != FAILED:
             if one.kind == ALTERED and before != ALTERED and not (others or ours):
                 self.fell(one.uid, one.text, self.ready_at.get(one.uid))
             self._serves(model, one, entry)
@@ -196,9 +196,13 @@ class Book:
         """Forget the failures of models that have served for a while."""
         now = self.clock.steady()
         for uid, since in self.ready_at.items():
-            if uid in self.trouble and self.model(uid).kind == RUNNING:
+            if uid in self.trouble and self.model(uid).kind == RUNNING and self._answers(uid):
                 self.trouble[uid] = backoff.served(self.trouble[uid], now - since)
                 self.tell_trouble(uid)
+
+    def _answers(self, uid: str) -> bool:
+        """Whether a model passed its last probe, or none was sent."""
+        return bool((self.model(uid).verified or {}).get("ok", True))
 
     def fell(self, uid: str, what: str, served: Optional[float] = None) -> None:
         """Take down that a model does not serve any more; `served` is since when it did.
@@ -211,8 +215,9 @@ class Book:
         self.say(f"{uid}: {short(what)}")
         if served is None:
             return
-        self.trouble[uid] = backoff.served(self.trouble.get(uid, Trouble()), now - served)
-        if now - served < backoff.PROVEN:
+        if self._answers(uid):
+            self.trouble[uid] = backoff.served(self.trouble.get(uid, Trouble()), now - served)
+        if now - served < backoff.PROVEN or not self._answers(uid):
             self._failed(uid, what)
         self.tell_trouble(uid)
 

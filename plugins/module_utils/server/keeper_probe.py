@@ -9,6 +9,7 @@ anew though it is listed as ready. One that answers late, or otherwise than expe
 
 from __future__ import annotations
 
+import re
 import threading
 from typing import Any, Dict, Mapping, Optional, Sequence
 
@@ -21,14 +22,14 @@ from .probe import ProbeResult, probe
 AGAIN = 30.0
 DEAD = (
     "remote server",
-    "model not found",
     "actor not exist",
     "actornotexist",
-    "not found in the model list",
     "is closed",
     # The server answers, and nobody behind it.
     " with 500: [errno 111] connection refused",
 )
+# This is said of whatever name the request gave, which need not be the model's.
+UNKNOWN = r"model not found.*\buid: {uid}(?:-(?:rep)?\d+)?(?![\w.-])"
 
 
 class Prober:
@@ -99,12 +100,18 @@ class Prober:
             return
         self.at[uid] = self.clock.steady() + AGAIN
         again = before.get("ok") is False and uid not in self.book.dead
-        if again and any(word in result.error.lower() for word in DEAD):
+        if again and _is_dead(uid, result.error):
             self.book.dead.add(uid)
             self.book.fell(uid, f"listed, but dead: {result.error}", self.book.ready_at[uid])
             # An older server starts it anew itself, and cannot be asked to end it without harm.
             if relaunch:
                 self.book.relaunch.add(uid)
+
+
+def _is_dead(uid: str, error: str) -> bool:
+    """Whether an error says that nothing is behind a model that is listed."""
+    known = any(word in error.lower() for word in DEAD)
+    return known or re.search(UNKNOWN.format(uid=re.escape(uid)), error, re.IGNORECASE | re.DOTALL) is not None
 
 
 class _Asking:

@@ -23,6 +23,8 @@ REGISTRATIONS = "registrations.json"
 CREDENTIALS = "credentials.json"
 VIEW = "server.json"
 PROGRAM = "bin/keeper.pyz"
+# A keeper that says nothing for two minutes counts as silent.
+LONGEST_INTERVAL = 60.0
 
 
 class Unreadable(Exception):
@@ -112,7 +114,7 @@ def _settings(path: Path) -> Settings:
         return replace(
             found,
             policy=found.policy if found.policy in POLICIES else RESTORE,
-            interval=max(1.0, float(found.interval)),
+            interval=min(max(1.0, float(found.interval)), LONGEST_INTERVAL),
             grace=max(0.0, float(found.grace)),
             wait_timeout=max(1.0, float(found.wait_timeout)),
             parallel=max(1, int(found.parallel)),

@@ -4,14 +4,15 @@
 """What the keeper knows of each model, and the two files it tells it in.
 
 `state/keeper.json` is for `playbooks/status.yml` and for people, `state/xinference.prom` for the textfile collector of
-Prometheus' node_exporter. Both are replaced as a whole, can be read by everyone, and hold no secret. A full disk costs
-nothing but these files: what the keeper knows is in memory.
+Prometheus' node_exporter. Both are replaced as a whole, and no secret is put into them. A full disk costs nothing but
+these files: what the keeper knows is in memory.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import time
 from dataclasses import asdict, dataclass, field
@@ -24,6 +25,8 @@ from .keeper_drift import BY_HAND, LEAVE
 FORMAT = 1
 STATE = "keeper.json"
 METRICS = "xinference.prom"
+# What a server says of a failure may quote what is secret; metrics are read by node_exporter's own user.
+MODES = {STATE: 0o640, METRICS: 0o644}
 TEXT_LIMIT = 500
 # The files are written at least this often.
 HEARTBEAT = 30.0
@@ -61,7 +64,10 @@ class Model:
 
 @dataclass
 class State:
-    """Everything that is told. `server` has `state`, `since`, `restarts`, `boot` and `problem`."""
+    """Everything that is told. `server` has `state`, `since`, `restarts`, `boot` and `problem`.
+
+    `grace_until` is when what is new in the release is no longer left to Ansible, 0 while that has not begun.
+    """
 
     models: Dict[str, Model] = field(default_factory=dict)
     foreign: List[str] = field(default_factory=list)
@@ -73,6 +79,7 @@ class State:
     problem: str = ""
     refused: Optional[Dict[str, Any]] = None
     started: float = 0.0
+    grace_until: float = 0.0
 
     def content(self, now: float) -> Dict[str, Any]:
         """What the file says."""
@@ -98,12 +105,22 @@ def load(directory: Path) -> State:
         if told["format"] != FORMAT:
             return State()
         models = {str(one["uid"]): _model(one) for one in told["models"]}
-        server = {name: float(told["server"].get(name) or 0) for name in ("restarts", "boot")}
-        refused = told.get("refused")
-        release = str(told.get("release") or "")
-        return State(models, server=server, release=release, refused=dict(refused) if refused else None)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        server = {name: _number(told["server"].get(name) or 0) for name in ("restarts", "boot")}
+        refused = dict(told["refused"]) if told.get("refused") else None
+        if refused is not None:
+            refused["until"] = _number(refused.get("until") or 0)
+        release, grace = str(told.get("release") or ""), _number(told.get("grace_until") or 0)
+        return State(models, server=server, release=release, refused=refused, grace_until=grace)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
         return State()
+
+
+def _number(told: Any) -> float:
+    """A finite number; raises ValueError or TypeError for anything else."""
+    found = float(told)
+    if not math.isfinite(found):
+        raise ValueError(f"{told} is no number to go by")
+    return found
 
 
 def _model(told: Mapping[str, Any]) -> Model:
@@ -116,11 +133,13 @@ def _model(told: Mapping[str, Any]) -> Model:
         setattr(model, name, max(0, int(getattr(model, name))))
     for name in ("since", "served_since"):
         value = getattr(model, name)
-        setattr(model, name, None if value is None else float(value))
-    model.again = float(model.again)
+        setattr(model, name, None if value is None else _number(value))
+    model.again = _number(model.again)
     for name in ("fault", "cure", "verified"):
-        value = getattr(model, name)
-        setattr(model, name, dict(value) if value else None)
+        value = dict(getattr(model, name) or {})
+        if value:
+            value["at"] = _number(value.get("at") or 0)
+        setattr(model, name, value or None)
     return model
 
 
@@ -145,7 +164,7 @@ def _replace(path: Path, text: str) -> None:
     new = path.with_name(f".{path.name}.new")
     try:
         with new.open("w", encoding="utf-8", errors="replace") as file:
-            os.fchmod(file.fileno(), 0o644)
+            os.fchmod(file.fileno(), MODES[path.name])
             file.write(text)
         new.replace(path)
     except OSError:

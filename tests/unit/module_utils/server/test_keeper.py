@@ -132,6 +132,7 @@ class World:
         self.connected = 0
         self.probes: List[str] = []
         self.answers: Dict[str, ProbeResult] = {}
+        self.login = {"username": "keeper", "password": "secret"}
         (root / "state").mkdir()
         self.record = Record(root / "state/launched.json", who="Ansible")
         self.release("one")
@@ -159,6 +160,8 @@ class World:
         keeper = {"endpoint": "http://127.0.0.1:9997", "verify": 0, **settings}
         for file, content in (("keeper", keeper), ("models", entries), ("server", {"backend": "native"})):
             (directory / f"{file}.json").write_text(json.dumps(content), encoding="utf-8")
+        if self.login:
+            (directory / "credentials.json").write_text(json.dumps(self.login), encoding="utf-8")
         link = self.root / "link"
         link.symlink_to(f"releases/{name}")
         link.replace(self.root / "current")
@@ -330,7 +333,35 @@ def test_an_upgrade_with_new_models_is_left_to_ansible_first(served):
     assert served.launched() == [["a"], ["b"]]
 
 
+def test_a_keeper_that_is_started_anew_leaves_what_is_new_to_ansible_as_well(served):
+    served.release("two", [{**entry, "n_gpu": 1} for entry in ENTRIES])
+    served.go(10)
+    served.keeper.end()
+    served.keeper = served.make()
+    served.go(40)
+    assert not served.jobs
+    served.go(20)
+    assert served.launched() == [["a", "b"]]
+
+
 # -- faults of a model
+
+
+def test_a_replica_that_the_server_gave_up_was_taken_away_by_nobody(tmp_path):
+    entries = [{**ENTRIES[0], "replica": 2}, ENTRIES[1]]
+    world = World(tmp_path)
+    world.release("one", entries, policy="report")
+    for spec in parse(entries):
+        world.record.begin(spec)
+        running = world.server.put(spec.uid)
+        running.model["replica"] = spec.payload().get("replica", 1)
+        world.record.settle(spec, running)
+    world.go(150)
+    assert not world.jobs
+    world.server.live["a"]["model"]["replica"] = 1
+    world.server.metrics = b'xinference:model_unexpected_termination{model_uid="a",replica_index="1"} 1.0\n'
+    world.go(30)
+    assert world.launched() == [["a"]] and "a process of it died" in world.told("a")["fault"]["what"]
 
 
 def test_a_model_that_somebody_stopped_comes_back(served):
@@ -521,6 +552,35 @@ def test_a_model_that_takes_the_server_with_it_is_launched_alone(served):
     assert served.launched()[-1] != alone and len(served.launched()[-1]) == 1
 
 
+@pytest.mark.parametrize("late", [0.0, 4.0, 30.0])
+def test_a_late_answer_is_no_restart(served, late):
+    answer = served.server.status
+
+    def status():
+        """Asked at once, answered late; whole seconds, as servers tell."""
+        told = answer()
+        served.clock.go(late)
+        return {**told, "uptime": int(told["uptime"])}
+
+    served.server.status = status
+    for _turn in range(5):
+        served.server.put("stranger")
+        served.go(7)
+    assert not served.jobs and served.state["server"]["restarts"] == 0
+    served.server.restart()
+    served.go(70)
+    assert served.state["server"]["restarts"] == 1 and served.launched() == [["a", "b"]]
+
+
+@pytest.mark.parametrize("uptime", [None, "soon", float("nan"), float("inf")])
+def test_a_server_that_does_not_tell_since_when_it_runs_was_not_started_anew(served, uptime):
+    served.server.status = lambda: {"uptime": uptime, "workers": {"w": {}}}
+    for _turn in range(3):
+        served.server.put("stranger")
+        served.go(7)
+    assert not served.jobs and served.state["server"]["restarts"] == 0
+
+
 def test_what_fails_because_the_server_ended_is_no_fault_of_the_model(served):
     served.server.restart()
     served.go(6)
@@ -607,6 +667,20 @@ def test_a_refused_login_is_tried_once_in_an_hour_and_with_other_credentials_at_
     world.release("two")
     world.go(6)
     assert world.state["problem"] == "" and world.told("a")["state"] == "ready"
+
+
+def test_without_credentials_one_refusal_is_no_reason_to_be_silent_for_long(world):
+    world.login = {}
+    world.release("two")
+    (world.root / "releases/two/credentials.json").unlink(missing_ok=True)
+    world.serve("a", "b")
+    world.go(5)
+    world.server.trouble = AccessRefused("not authenticated", 401)
+    world.server.live.clear()
+    world.go(10)
+    world.server.trouble = None
+    world.go(keeping.CLOSED_PAUSE + 30)
+    assert world.launched() == [["a", "b"]]
 
 
 def test_a_refusal_of_the_job_counts_too(served):
@@ -767,6 +841,26 @@ def test_a_model_that_dies_beside_a_launch_that_hangs_is_launched_anew(probed):
     probed.go(180)
     # The launch of b goes on on the server; its job gave way to one that follows it and launches a.
     assert probed.launched() == [["b"], ["a", "b"]] and probed.jobs[-1].order.relaunch == ("a",)
+
+
+LORA = "answered POST /v1/x with 400: Model not found in the model list, uid: {}"
+
+
+@pytest.mark.parametrize(("said", "dead"), [("a", True), ("a-rep0", True), ("a-lora", False), ("b", False)])
+def test_what_the_server_says_of_another_name_is_not_said_of_the_model(probed, said, dead):
+    probed.answers["a"] = ProbeResult("failed", "embedding", error=LORA.format(said))
+    probed.go(1500)
+    assert bool(probed.jobs) is dead
+
+
+def test_one_that_never_passes_its_probe_is_held_back_more_and_more(probed):
+    probed.answers["a"] = ProbeResult("failed", "embedding", error="answered with 500: Remote server socket closed")
+    for _turn in range(6):
+        count = len(probed.jobs)
+        while len(probed.jobs) == count:
+            probed.go(1)
+        probed.finish(action="relaunch")
+    assert probed.told("a")["failures"] >= 5, "to be listed for two minutes proves nothing"
 
 
 REFUSED = ProbeResult("failed", "embedding", error="answered POST /v1/x with 500: [Errno 111] Connection refused")

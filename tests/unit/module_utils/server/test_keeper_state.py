@@ -43,16 +43,17 @@ def test_what_is_written_is_read_again(tmp_path):
     assert found.models == filled().models
     assert (found.server["restarts"], found.server["boot"], found.release) == (2, 5.0, "r1")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["keeper.json", "xinference.prom"]
-    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o644}
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes == {"keeper.json": 0o640, "xinference.prom": 0o644}
 
 
-def test_everybody_may_read_it_whatever_the_umask(tmp_path):
+def test_everybody_may_read_the_metrics_whatever_the_umask(tmp_path):
     before = os.umask(0o077)
     try:
         states.save(tmp_path, filled(), NOW)
     finally:
         os.umask(before)
-    assert (tmp_path / "keeper.json").stat().st_mode & 0o777 == 0o644
+    assert (tmp_path / "xinference.prom").stat().st_mode & 0o777 == 0o644
 
 
 @pytest.mark.parametrize(
@@ -148,3 +149,24 @@ def test_it_shows_when_the_keeper_is_silent_or_off_or_was_ended(tmp_path):
     told = json.loads((tmp_path / "state/keeper.json").read_text(encoding="utf-8"))
     (tmp_path / "state/keeper.json").write_text(json.dumps({**told, "doing": "ended"}), encoding="utf-8")
     assert keeper_told.told(tmp_path, NOW + 1000)["state"] == "ended"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"server": [1]},
+        {"server": {"restarts": float("inf")}},
+        {"refused": "soon"},
+        {"refused": {"until": "soon"}},
+        {"models": [{"uid": "a", "restarts": float("inf")}]},
+        {"models": [{"uid": "a", "fault": {"at": "x"}}]},
+        {"models": [{"uid": "a", "fault": "x"}]},
+        {"models": [{"uid": "a", "again": "x"}]},
+        {"models": [{"uid": "a", "since": float("nan")}]},
+    ],
+)
+def test_what_no_keeper_wrote_is_not_gone_by(tmp_path, change):
+    states.save(tmp_path, filled(), NOW)
+    told = json.loads((tmp_path / "keeper.json").read_text(encoding="utf-8"))
+    (tmp_path / "keeper.json").write_text(json.dumps({**told, **change}), encoding="utf-8")
+    assert states.load(tmp_path) == states.State()
