@@ -47,7 +47,7 @@ def _keeper(host: str, keeper: Mapping[str, Any], now: float) -> Row:
     state = str(keeper["state"])
     told = [str(keeper[name]) for name in ("problem", "doing") if keeper.get(name)]
     if state in LOUD:
-        told.append("it ought to run; run playbooks/serve.yml, or read docs/keeper.md")
+        told.append("it ought to run; docs/keeper.md says how to start it anew")
     elif state == "running":
         told.append(f"policy: {keeper.get('policy')}")
     return (host, "", "", "", "(keeper)", "-", state, when(keeper.get("since"), now), "-", "-", "-"), told

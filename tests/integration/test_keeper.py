@@ -15,9 +15,10 @@ from typing import Any, Callable, Dict, Iterator, List
 
 import pytest
 import servers
+from ansible_collections.airgap.xinference.plugins.module_utils.server import keeper_release
 from ansible_collections.airgap.xinference.plugins.module_utils.server.record import held
 from conftest import ADMIN, give_up
-from doors import Recorder
+from doors import Recorder, run_module
 from keepers import Kept, cpu_seconds, memory_mib
 from servers import NEW, OLD, Missing, Server
 
@@ -149,6 +150,24 @@ def test_ansible_and_the_keeper_at_the_same_moment_launch_every_model_once(
         kept.until(lambda: kept.ready("keep-a", "keep-b") and not kept.told["doing"], 100)
         assert "somebody else wants to change models" in kept.log
         assert len(own_new.client().instances()) == 2 and not kept.converge(wanted).changed
+
+
+def test_the_keeper_goes_by_the_list_that_ansible_converges_to(tmp_path: Path) -> None:
+    """`models.yml` alone puts another list in force; otherwise the keeper would take back what it did."""
+    endpoint = "http://127.0.0.1:1"
+    kept = Kept(Server(NEW, endpoint, tmp_path, False, [], {}), tmp_path)
+    first = kept.release([{"model_uid": "a", "model_name": "bge-m3"}])
+    other = {"root": str(tmp_path), "models": [{"model_uid": "b", "model_name": "bge-m3"}]}
+    foretold, _seconds = run_module("xinference_release", other, check=True)
+    assert foretold["changed"] and keeper_release.load(tmp_path).id == first
+    done, _seconds = run_module("xinference_release", other)
+    release = keeper_release.load(tmp_path)
+    assert done["changed"] and done["release"] == release.id == foretold["release"] and done["keeper"]
+    assert [entry["model_uid"] for entry in release.entries] == ["b"] and release.settings.endpoint == endpoint
+    again, _seconds = run_module("xinference_release", other)
+    assert not again["changed"]
+    nothing, _seconds = run_module("xinference_release", {**other, "root": str(tmp_path / "none")})
+    assert not nothing["changed"] and not (tmp_path / "none/releases").exists()
 
 
 def test_a_model_that_can_never_be_launched_keeps_nobody_else_from_coming_back(

@@ -425,11 +425,25 @@ def _carry_out(native: Native, verb: str) -> None:
             native.start()
 
 
+def _change_keeper(native: Native, verb: str) -> None:
+    """Start, stop or restart the keeper alone."""
+    with locked(native.root):
+        if verb != "start":
+            native.stop_keeper()
+        if verb != "stop":
+            if not native.managed:
+                raise ServiceError("the server does not run; `xinferencectl start` starts both")
+            native.start_keeper()
+
+
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """The program; returns its exit code (status: 0 running, 3 not)."""
     parser = argparse.ArgumentParser(prog="xinferencectl", description="The Xinference server of this directory.")
     parser.add_argument("--root", type=Path, required=True, help=argparse.SUPPRESS)
     parser.add_argument("verb", choices=["start", "stop", "restart", "status", "logs", "keeper"])
+    parser.add_argument(
+        "what", nargs="?", choices=["status", "start", "stop", "restart"], default="status", help="for the keeper alone"
+    )
     parser.add_argument("-n", "--lines", type=int, default=100, help="how many lines of the log")
     options = parser.parse_args(arguments)
     try:
@@ -440,6 +454,9 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         if options.verb == "keeper":
             if not native.keeps:
                 raise ServiceError("the release in force has no keeper (xinference_keeper)")
+            if options.what != "status":
+                _change_keeper(native, options.what)
+                return 0
             return subprocess.run([str(native.root / "current" / KEEPER), "status"], check=False).returncode
         if options.verb != "status":
             _carry_out(native, options.verb)

@@ -153,6 +153,24 @@ def history(root: Path) -> List[str]:
     return [name for _time, name in sorted(found, reverse=True)]
 
 
+def in_force(root: Path) -> Dict[str, Entry]:
+    """The files of the release in force, as they were given to `make`; nothing when there is none.
+
+    Raises ReleaseError when they are not as they were written.
+    """
+    name = current(root)
+    directory = root / RELEASES / str(name)
+    files = {}
+    for path in _paths(directory) if name else []:
+        mode, content = stat.S_IMODE(path.stat().st_mode), path.read_bytes()
+        binary = path.suffix == ".pyz"
+        entry = Entry(mode=mode, data=content) if binary else Entry(content.decode("utf-8", "replace"), mode)
+        files[str(path.relative_to(directory))] = entry
+    if files and identity(files) != name:
+        raise ReleaseError(f"{directory} is not as it was written. Run playbooks/serve.yml, which makes it anew.")
+    return files
+
+
 def read(directory: Path) -> Dict[str, str]:
     """The texts of a release by path; nothing when it is not there."""
     return {

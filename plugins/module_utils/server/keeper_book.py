@@ -136,7 +136,7 @@ class Book:
             one = replace(one, kind=STARTING, text="ready; to be taken down")
         model.kind, model.state, model.text = one.kind, one.state, short(one.text)
         instead = entry.instead if entry else None
-        model.variant = short(f"{instead.words}: {instead.why}") if instead else ""
+        model.variant = short(f"{instead.words}, because the first choice failed: {instead.why}") if instead else ""
         if one.state == "ready" and one.kind != FAILED:
             if one.kind == ALTERED and before != ALTERED and not (others or ours):
                 self.fell(one.uid, one.text, self.ready_at.get(one.uid))

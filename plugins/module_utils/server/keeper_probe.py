@@ -25,9 +25,9 @@ DEAD = (
     "actor not exist",
     "actornotexist",
     "is closed",
-    # The server answers, and nobody behind it.
-    " with 500: [errno 111] connection refused",
 )
+# The server answers, and nobody behind it.
+DESERTED = re.compile(r" with 5\d\d: .*\[errno 111\]", re.DOTALL)
 # This is said of whatever name the request gave, which need not be the model's.
 UNKNOWN = r"model not found.*\buid: {uid}(?:-(?:rep)?\d+)?(?![\w.-])"
 
@@ -110,7 +110,8 @@ class Prober:
 
 def _is_dead(uid: str, error: str) -> bool:
     """Whether an error says that nothing is behind a model that is listed."""
-    known = any(word in error.lower() for word in DEAD)
+    said = error.lower()
+    known = any(word in said for word in DEAD) or DESERTED.search(said) is not None
     return known or re.search(UNKNOWN.format(uid=re.escape(uid)), error, re.IGNORECASE | re.DOTALL) is not None
 
 

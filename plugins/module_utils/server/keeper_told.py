@@ -76,15 +76,15 @@ def details(model: Mapping[str, Any], now: float) -> List[str]:
     """What there is to tell of a model beside its state, a line each; nothing of one that never gave reason to."""
     said = []
     if model.get("variant"):
-        said.append(f"not the first choice: {model['variant']}")
+        said.append(f"serves as {model['variant']}")
     if model.get("kind") not in ("running", "starting", "", None) and model.get("text"):
         said.append(f"{model['kind']}: {model['text']}")
     for name in ("fault", "cure"):
         if model.get(name):
             said.append(f"last {name}{_after(model[name].get('at'), now, '', ' ago')}: {model[name].get('what')}")
-    if model.get("failures") and model.get("again"):
-        wait = max(0.0, float(model["again"]) - now)
-        said.append(f"failed {model['failures']} times in a row; tried again in {age(wait)}")
+    if model.get("failures") and float(model.get("again") or 0) > now:
+        times = "once" if model["failures"] == 1 else f"{model['failures']} times in a row"
+        said.append(f"did not stay up {times}; tried again in {age(float(model['again']) - now)}")
     verified = model.get("verified")
     if verified and not verified.get("ok"):
         said.append(f"does not pass its probe{_after(verified.get('at'), now, '', ' ago')}: {verified.get('detail')}")

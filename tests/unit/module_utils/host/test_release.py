@@ -37,6 +37,17 @@ def test_a_release_is_written_once_and_put_in_force(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "releases").iterdir()] == [wanted]
 
 
+def test_the_release_in_force_can_be_made_again_with_a_part_of_it_changed(tmp_path: Path) -> None:
+    files = {**FILES, "bin/keeper.pyz": Entry(data=b"PK\xff\x00")}
+    assert release.in_force(tmp_path) == {}
+    release.make(tmp_path, files)
+    release.switch(tmp_path, release.identity(files))
+    assert release.in_force(tmp_path) == files
+    (tmp_path / "current/bin/run").chmod(0o755)
+    with pytest.raises(release.ReleaseError, match="not as it was written"):
+        release.in_force(tmp_path)
+
+
 def test_releases_are_known_in_the_order_in_which_they_were_put_in_force(tmp_path: Path) -> None:
     made = []
     for number in range(3):

@@ -843,6 +843,18 @@ def test_a_model_that_dies_beside_a_launch_that_hangs_is_launched_anew(probed):
     assert probed.launched() == [["b"], ["a", "b"]] and probed.jobs[-1].order.relaunch == ("a",)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        "http://h:1 answered POST /v1/embeddings with 500: [Errno 111] Connection refused",
+        "http://h:1 answered POST /v1/x with 500: Internal Server Error: [Errno 111] Connect call failed ('h', 3)",
+    ],
+)
+def test_what_servers_say_when_nothing_is_behind_a_model(error):
+    assert keeper_probe._is_dead("a", error)
+    assert not keeper_probe._is_dead("a", error.replace("answered", "did not answer").replace("with 500", "in 500 s"))
+
+
 LORA = "answered POST /v1/x with 400: Model not found in the model list, uid: {}"
 
 

@@ -134,7 +134,7 @@ def test_people_read_it_too(tmp_path):
     assert "keeper: running, last seen 5 s" in text and "server: up for 1 min, 2 restarts seen" in text
     assert "m: ready since 1 min ago, launched by the keeper" in text
     assert "last fault 1 min ago: gone" in text and "last cure 50 s ago: launched again by the keeper" in text
-    assert "failed 2 times in a row; tried again in 30 s" in text and "not ours, left alone: theirs" in text
+    assert "did not stay up 2 times in a row; tried again in 30 s" in text and "not ours, left alone: theirs" in text
 
 
 def test_it_shows_when_the_keeper_is_silent_or_off_or_was_ended(tmp_path):
