@@ -43,7 +43,7 @@ class Step:
     before, after: launch fields as they were and as they will be, for a diff; secrets are masked.
     tries: what to launch, the next where one fails; for keep and adopt what runs.
     instead: what the record says of a model that is, or was, not its first choice.
-    previous: the launch of the model that serves now, to be brought back when nothing else can be launched.
+    previous: the launch of the model that serves, or served last, to be brought back when nothing else can be launched.
     beside: whether a model is launched and asked under another uid before the one that serves is ended.
     """
 
@@ -234,9 +234,8 @@ class _Want:
     def _launch(self, reason: str) -> Step:
         tries = self._tries()
         after = masked(tries[0].spec.payload())
-        previous = self.entry.previous if self.entry else None
         return Step(
-            "launch", self.spec.uid, reason, self.spec, self.seen, None, after, tries, self._instead(), previous
+            "launch", self.spec.uid, reason, self.spec, self.seen, None, after, tries, self._instead(), self._previous()
         )
 
     def _relaunch(self, reason: str) -> Step:
@@ -244,15 +243,25 @@ class _Want:
         before = masked(entry.payload) if entry else None
         if before is None and seen and seen.model is not None:
             before = {name: value for name, value in seen.shown.items() if value is not None}
-        serves = seen is not None and seen.state == "ready"
-        previous = entry.previous if entry else None
-        if entry and entry.ready and serves:
-            previous = entry.payload
-        after = masked(tries[0].spec.payload())
-        beside = self.beside and serves
+        after, previous = masked(tries[0].spec.payload()), self._previous()
+        beside = self.beside and self._serves()
         return Step(
             "relaunch", self.spec.uid, reason, self.spec, seen, before, after, tries, self._instead(), previous, beside
         )
+
+    def _serves(self) -> bool:
+        return self.seen is not None and self.seen.state == "ready"
+
+    def _previous(self) -> Optional[Mapping[str, Any]]:
+        """The launch of what serves, or served last.
+
+        That is the one of the record until another one begins, so it is known also to whoever comes after a run that
+        was interrupted while it ended the model. One that was begun is it where it serves: nobody stayed to note that.
+        """
+        entry = self.entry
+        if entry is None:
+            return None
+        return entry.payload if entry.ready or self._serves() else entry.previous
 
     def _instead(self) -> Optional[Instead]:
         """What the record says of why the first choice does not serve."""

@@ -277,6 +277,36 @@ def test_an_interruption_between_end_and_launch_forgets_nothing():
     assert not outcome.ok and name_of(server) == "bce" and outcome.choice == PREVIOUS
 
 
+class Killed(BaseException):
+    """The end of a process at once, without a word."""
+
+
+@pytest.mark.parametrize(
+    ("how", "moment"), [("replace", "terminate m"), ("beside", "terminate m"), ("beside", "ask m-beside")]
+)
+@pytest.mark.parametrize("old_left", [False, True])
+def test_a_run_that_is_killed_while_it_ends_the_old_model_forgets_nothing(how, moment, old_left, tmp_path):
+    server, path = scripted(), tmp_path / "launched.json"
+    do(server, spec(), record=Record(path))
+    note, dead = server._note, []
+
+    def deadly(what, uid=""):
+        note(what, uid)
+        if dead or f"{what} {uid}" == moment:
+            dead.append(what)
+            raise Killed
+
+    server._note = deadly
+    with pytest.raises(Killed):
+        do(server, spec(model_name="worse"), record=Record(path), how=how)
+    server._note = note
+    if not old_left:
+        server.live.clear()
+    server.behaviour["worse"] = "it does not fit"
+    (outcome,) = [one for one in do(server, spec(model_name="worse"), record=Record(path)).values() if one.uid == "m"]
+    assert outcome.error.endswith("what ran before was brought back and serves") and name_of(server) == "bce"
+
+
 def test_nothing_is_ended_that_could_not_be_noted(monkeypatch):
     server, record = scripted(), Record(None)
     do(server, spec(), record=record)
