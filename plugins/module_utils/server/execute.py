@@ -218,8 +218,9 @@ class _Work:
                 tries = self._proven(step)
                 if not tries:
                     return
-            # Nothing is ended that could not be noted.
-            self.executor.write(self.record.rewrite)
+            # Nothing is ended that could not be noted: whoever comes next would end what was launched in its place.
+            if not (self.record.lenient and self._harmless(step)):
+                self.executor.write(self.record.rewrite)
             self._stop(step.seen)
             self.changed = True
         elif step.seen and step.seen.state == "stopping":
@@ -235,6 +236,17 @@ class _Work:
                 if failure.final:
                     break
         raise self._brought_back(step, failures)
+
+    def _harmless(self, step: Step) -> bool:
+        """Whether a model may be relaunched though nothing can be noted: it failed, or is launched as it was noted.
+
+        So a model that died, and is still listed, comes back on a full disk too.
+        """
+        seen, noted, choice = step.seen, self.record.entries.get(step.uid), step.tries[0]
+        if seen is None or seen.state == "failed":
+            return True
+        same = noted is not None and noted.fingerprint == choice.spec.fingerprint()
+        return same and not visible_drift(choice.spec, seen)
 
     def _serve(self, choice: Choice, previous: Optional[Mapping[str, Any]]) -> None:
         """Launch a choice and note it. Raises Failed."""
@@ -378,11 +390,16 @@ class _Work:
         trial = Choice(choice.number, replace(choice.spec, uid=uid))
         self._clear(uid)
         try:
-            self._attempt(trial, lambda: self.record.begin(trial.spec), beside=True)
+            self._attempt(trial, lambda: self._begin_trial(trial.spec), beside=True)
             self.listener(self.step.uid, "verified beside what serves")
         finally:
             if self._clear(uid):
                 self.executor.write(self.record.forget, uid)
+
+    def _begin_trial(self, trial: ModelSpec) -> None:
+        """Note that a trial starts. Nothing is launched that nobody would know of as a trial, and end."""
+        self.record.begin(trial)
+        self.record.rewrite()
 
     def _ask(self, spec: ModelSpec, running: Running) -> None:
         """Put a real request to a model. Raises Failed where the answer is not one of a working model."""

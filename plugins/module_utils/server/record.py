@@ -93,7 +93,8 @@ class Record:
     A file that cannot be understood is set aside, and `notice` says so: its models are then found running and taken
     over. `writable` false (check mode) reads and never writes, not even to set a broken file aside. `who` is noted as
     the one who launches. `lenient` goes on in memory where the file cannot be written, and says so in `notice`: on a
-    full disk a model that serves is worth more than a record of it, and is taken over later.
+    full disk a model that serves is worth more than a record of it, and is taken over later. Only `rewrite` always says
+    that nothing can be written.
     """
 
     def __init__(
@@ -125,8 +126,9 @@ class Record:
             self._write()
 
     def rewrite(self) -> None:
-        """Write the file as it is; raises OSError where nothing can be noted."""
-        self._write()
+        """Write the file as it is; raises OSError where nothing can be noted, also for who is lenient."""
+        if self.path is not None and self.writable:
+            self._replace(self.path)
 
     def mark(self, uid: str, instead: Instead) -> None:
         """Note that a model which runs on is not the first choice any more."""

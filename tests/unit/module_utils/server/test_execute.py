@@ -315,6 +315,53 @@ def test_nothing_is_ended_that_could_not_be_noted(monkeypatch):
     assert "disk full" in outcome.error and writes(server) == [] and name_of(server) == "bce"
 
 
+@pytest.fixture
+def full_disk(tmp_path, monkeypatch):
+    """A server with a model of the record, and what opens that for the keeper on a disk that is full."""
+    server, path = scripted(), tmp_path / "launched.json"
+    do(server, spec(), record=Record(path))
+    monkeypatch.setattr("tempfile.mkstemp", failing_with(OSError("disk full")))
+    return server, lambda lenient=True: Record(path, lenient=lenient)
+
+
+@pytest.mark.parametrize("how", ["replace", "beside"])
+@pytest.mark.parametrize("state", ["READY", "CREATING"])
+def test_on_a_full_disk_the_keeper_ends_nothing(full_disk, how, state):
+    server, record = full_disk
+    if state == "CREATING":
+        server.put("m", state, False)
+        server.live["m"]["left"] = 99
+    for _turn in range(2):
+        (outcome,) = do(server, spec(replica=2), record=record(), how=how).values()
+        assert "disk full" in outcome.error and not outcome.changed
+        assert writes(server) == [] and set(server.live) == {"m"}
+
+
+def test_on_a_full_disk_the_keeper_launches_what_is_missing_or_dead(full_disk):
+    server, record = full_disk
+    for left in ({}, dict(server.live)):
+        server.live = left
+        (outcome,) = do(server, spec(), record=record(), relaunch=["m"], first_choice=False).values()
+        assert outcome.ok and name_of(server) == "bce"
+    server.put("m", "ERROR")
+    (outcome,) = do(server, spec(replica=2), record=record()).values()
+    assert outcome.ok and server.live["m"]["model"]["replica"] == 2
+    (outcome,) = do(server, spec(), record=record(), first_choice=False).values()
+    assert "disk full" in outcome.error and server.live["m"]["model"]["replica"] == 2
+    (outcome,) = do(server, spec(replica=2), record=record(lenient=False), relaunch=["m"]).values()
+    assert "disk full" in outcome.error and writes(server) == []
+
+
+def test_on_a_full_disk_an_alternative_that_could_not_be_noted_goes_on_serving(full_disk):
+    server, record = full_disk
+    server.live.clear()
+    server.behaviour["bce"] = "no"
+    entry = spec(fallbacks=[SMALLER])
+    for _turn in range(2):
+        do(server, entry, record=record(), first_choice=False)
+    assert name_of(server) == "small" and writes(server) == []
+
+
 # -- beside
 
 

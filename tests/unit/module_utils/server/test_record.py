@@ -211,6 +211,10 @@ def test_the_keeper_goes_on_in_memory_where_nothing_can_be_written(path, monkeyp
     record.begin(SPEC)
     assert record.entries["m"].ready is False and "No space left on device" in record.notice
     assert Record(path).entries["m"].ready is True
+    with pytest.raises(OSError, match="No space left"):
+        record.rewrite()
+    Record(path, writable=False).rewrite()
+    Record(None).rewrite()
 
 
 def test_entries_of_older_releases_lack_newer_facts():
