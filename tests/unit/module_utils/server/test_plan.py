@@ -413,6 +413,15 @@ def test_what_an_interrupted_run_launched_is_what_ran_before_once_it_serves():
     assert one([spec(replica=3)], running(status="ERROR"), recorded).previous == older
 
 
+def test_a_trial_that_was_interrupted_goes_and_is_nothing_that_ran_before():
+    trial = {uid: replace(one, trial_of="m") for uid, one in entry(spec("m-beside"), ready=False).items()}
+    assert one([], running("m-beside"), trial).action == "terminate"
+    assert one([], running("m-beside", status="CREATING", listed=False), trial).action == "terminate"
+    assert one([], running("m-beside", model_name="theirs"), trial).action == "cleanup"
+    wanted = one([spec("m-beside", replica=2)], running("m-beside"), trial)
+    assert (wanted.action, wanted.previous, wanted.wanted) == ("relaunch", None, {"m-beside"})
+
+
 def test_a_stranger_that_is_an_alternative_is_taken_over_only_by_who_may_not_go_back():
     step = one([falling()], small(), {}, first_choice=False)
     assert (step.action, numbers(step), step.instead.number) == ("adopt", [1], 1)
