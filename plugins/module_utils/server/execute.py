@@ -14,17 +14,17 @@ import contextlib
 import threading
 import time
 from dataclasses import replace
-from typing import Any, Callable, List, Mapping, Optional, Sequence, Tuple
+from functools import partial
+from typing import Any, Callable, List, Mapping, Optional, Sequence, Tuple, Type
 
 from .client import AccessRefused, Client, ServerError, Unreachable
 from .diagnose import Diagnosis, diagnose
 from .explain import explain
 from .failures import NO_PLACE, NO_ROOM
-from .fields import UID_LENGTH
 from .launch import HELD, Launcher, LaunchFailed
 from .log import Reader, reasons
 from .outcome import Attempt, Outcome, short
-from .plan import Choice, Step, visible_drift
+from .plan import Choice, Step, is_trial, visible_drift
 from .probe import probe
 from .record import PREVIOUS, Instead, Record
 from .running import Running, look
@@ -32,7 +32,8 @@ from .spec import ModelSpec, fingerprint, from_payload
 
 # Seconds before the same launch is tried again, where what was wrong may pass by itself.
 RETRY_PAUSES = (3.0, 10.0)
-BESIDE_SUFFIX = "-beside"
+# Under so many uids a model is tried beside the one that serves, before all of them count as taken.
+TRIALS = 5
 # The row of the table of known failures for a server with nothing behind its API.
 HALF_DEAD = "half-dead"
 # Failures whose cause stands in the server's log, if anywhere.
@@ -46,6 +47,11 @@ NO_PROOF = Diagnosis(
     cause="The model was launched under another uid, and does not give the answer that a working model gives.",
     cure="Look at the answer above; where it is right, say so in the entry's `probe`.",
     name="probe",
+)
+NO_UID = Diagnosis(
+    cause="A model is tried under another uid before the one that serves is ended, and other models have all of those.",
+    cure="End or rename one of the models that have them, or set `relaunch` of this one to `replace`.",
+    name="no-uid",
 )
 # uid, what happens to it, for a log: `launch`, `progress 40 %`, `ready`, `failed: ...`
 Listener = Callable[[str, str], None]
@@ -65,6 +71,17 @@ class Failed(Exception):
         self.diagnosis = diagnosis
         self.final = final
         self.unknown = unknown
+
+
+class _Taken(Failed):
+    """The uid of a trial is somebody else's."""
+
+
+class _Trial(Launcher):
+    """Launches a trial, whose uid was free a moment ago: whoever has it now keeps it."""
+
+    def _contested(self, payload: Mapping[str, Any]) -> Running:
+        raise _Taken(f"somebody else launched a model as {self.uid} at the same moment", RIVAL, final=True)
 
 
 class Executor:
@@ -146,9 +163,9 @@ class Executor:
         with self.writing:
             write(*arguments)
 
-    def launcher(self, uid: str) -> Launcher:
+    def launcher(self, uid: str, kind: Type[Launcher] = Launcher) -> Launcher:
         """A launcher whose time begins now."""
-        return Launcher(self.client, uid, time.monotonic() + self.timeout, self.listener)
+        return kind(self.client, uid, time.monotonic() + self.timeout, self.listener)
 
 
 class _Work:
@@ -218,8 +235,9 @@ class _Work:
                 tries = self._proven(step)
                 if not tries:
                     return
-            # Nothing is ended that could not be noted.
-            self.executor.write(self.record.rewrite)
+            # Nothing is ended that could not be noted: whoever comes next would end what was launched in its place.
+            if not (self.record.lenient and self._harmless(step)):
+                self.executor.write(self.record.rewrite)
             self._stop(step.seen)
             self.changed = True
         elif step.seen and step.seen.state == "stopping":
@@ -235,6 +253,17 @@ class _Work:
                 if failure.final:
                     break
         raise self._brought_back(step, failures)
+
+    def _harmless(self, step: Step) -> bool:
+        """Whether a model may be relaunched though nothing can be noted: it failed, or is launched as it was noted.
+
+        So a model that died, and is still listed, comes back on a full disk too.
+        """
+        seen, noted, choice = step.seen, self.record.entries.get(step.uid), step.tries[0]
+        if seen is None or seen.state == "failed":
+            return True
+        same = noted is not None and noted.fingerprint == choice.spec.fingerprint()
+        return same and not visible_drift(choice.spec, seen)
 
     def _serve(self, choice: Choice, previous: Optional[Mapping[str, Any]]) -> None:
         """Launch a choice and note it. Raises Failed."""
@@ -254,7 +283,7 @@ class _Work:
             self.executor.write(begin)
             failure: Failed
             try:
-                running = self._try(spec)
+                running = self._try(spec, _Trial if beside else Launcher)
                 if beside:
                     self._ask(spec, running)
             except (ServerError, LaunchFailed) as error:
@@ -274,8 +303,8 @@ class _Work:
             time.sleep(pause)
             turn += 1
 
-    def _try(self, spec: ModelSpec) -> Running:
-        launcher = self.executor.launcher(spec.uid)
+    def _try(self, spec: ModelSpec, kind: Type[Launcher]) -> Running:
+        launcher = self.executor.launcher(spec.uid, kind)
         running = launcher.launch(spec.payload(self.client.features))
         # Only then: a server may show what we asked for in other words, which is no reason to distrust our own launch.
         drift = visible_drift(spec, running) if launcher.contested else []
@@ -373,16 +402,44 @@ class _Work:
         return self.step.seen is not None and bool(visible_drift(choice.spec, self.step.seen))
 
     def _prove(self, choice: Choice) -> None:
-        """Launch a choice under another uid, ask it something, and end it. Raises Failed."""
-        uid = self.step.uid[: UID_LENGTH - len(BESIDE_SUFFIX)] + BESIDE_SUFFIX
-        trial = Choice(choice.number, replace(choice.spec, uid=uid))
-        self._clear(uid)
-        try:
-            self._attempt(trial, lambda: self.record.begin(trial.spec), beside=True)
-            self.listener(self.step.uid, "verified beside what serves")
-        finally:
-            if self._clear(uid):
-                self.executor.write(self.record.forget, uid)
+        """Launch a choice under another uid, which is nobody's, ask it something, and end it. Raises Failed."""
+        for turn in range(1, TRIALS + 1):
+            trial, told = choice.spec.beside(turn), len(self.attempts)
+            if not self._free(trial.uid):
+                continue
+            try:
+                self._attempt(Choice(choice.number, trial), partial(self._begin_trial, trial), beside=True)
+                self.listener(self.step.uid, "verified beside what serves")
+                return
+            except _Taken:
+                # What has the uid is only ours where it was launched before, and seemed to fail; that is ended below.
+                if len(self.attempts) <= told + 1 and self._is_ours(trial.uid):
+                    self.executor.write(self.record.forget, trial.uid)
+            finally:
+                if self._is_ours(trial.uid):
+                    self._clear(trial.uid)
+        uids = ", ".join(choice.spec.beside(turn).uid for turn in range(1, TRIALS + 1))
+        error = f"it cannot be tried beside what serves, because {uids} are taken; what serves was not touched"
+        raise Failed(error, NO_UID, final=True)
+
+    def _begin_trial(self, trial: ModelSpec) -> None:
+        """Note that a trial starts. Raises _Taken where somebody was faster."""
+        if trial.uid in self.record.entries and not self._is_ours(trial.uid):
+            raise _Taken(f"another model is being launched as {trial.uid}", RIVAL, final=True)
+        self.record.begin_trial(trial, self.step.uid)
+
+    def _is_ours(self, uid: str) -> bool:
+        """Whether the record has a trial of this model under a uid."""
+        entry = self.record.entries.get(uid)
+        return entry is not None and entry.trial_of == self.step.uid and not entry.ready
+
+    def _free(self, uid: str) -> bool:
+        """Whether a uid is nobody's. What an interrupted run left there of a trial of this model is ended first."""
+        if uid in self.step.wanted:
+            return False
+        if self._is_ours(uid):
+            return self._clear(uid)
+        return uid not in self.record.entries and not _holds(look(self.client).get(uid))
 
     def _ask(self, spec: ModelSpec, running: Running) -> None:
         """Put a real request to a model. Raises Failed where the answer is not one of a working model."""
@@ -392,15 +449,19 @@ class _Work:
             raise Failed(f"its probe failed: {result.error}", result.diagnosis or NO_PROOF)
 
     def _clear(self, uid: str) -> bool:
-        """End what runs under a uid of ours, if anything does, and tell whether nothing does now."""
+        """End a trial of this model and forget it, and tell whether nothing has its uid now."""
+        entry, ours = self.record.entries[uid], True
         try:
             left = look(self.client).get(uid)
-            if left and (left.model is not None or left.state in ("starting", "lost")):
-                self.executor.launcher(uid).stop(left)
-                self.executor.freed = True
+            if left is not None and _holds(left):
+                ours = is_trial(left, entry)
+                if ours:
+                    self.executor.launcher(uid).stop(left)
+                    self.executor.freed = True
         except (ServerError, LaunchFailed):
             return False  # It is in the record, so the next run ends it.
-        return True
+        self.executor.write(self.record.forget, uid)
+        return ours
 
     def _stays(self, choice: Choice) -> None:
         """What serves goes on serving, and is not the first choice."""
@@ -408,6 +469,11 @@ class _Work:
         self.chosen, self.model = choice, self.step.seen.model if self.step.seen else None
         if instead:
             self.executor.write(self.record.mark, self.step.uid, instead)
+
+
+def _holds(seen: Optional[Running]) -> bool:
+    """Whether what has a uid is more than what a failed launch left, which holds nothing and cannot be removed."""
+    return seen is not None and (seen.model is not None or seen.state != "failed")
 
 
 def _which(number: int) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from typing import Any, Collection, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Collection, Dict, FrozenSet, List, Mapping, Optional, Sequence, Tuple
 
 from ..masking import masked
 from .fields import BESIDE, REPLACE
@@ -43,8 +43,9 @@ class Step:
     before, after: launch fields as they were and as they will be, for a diff; secrets are masked.
     tries: what to launch, the next where one fails; for keep and adopt what runs.
     instead: what the record says of a model that is, or was, not its first choice.
-    previous: the launch of the model that serves now, to be brought back when nothing else can be launched.
+    previous: the launch of the model that serves, or served last, to be brought back when nothing else can be launched.
     beside: whether a model is launched and asked under another uid before the one that serves is ended.
+    wanted: the uids of all models that are desired; under none of them another model is tried.
     """
 
     action: str
@@ -58,6 +59,7 @@ class Step:
     instead: Optional[Instead] = None
     previous: Optional[Mapping[str, Any]] = None
     beside: bool = False
+    wanted: FrozenSet[str] = frozenset()
 
     def every_choice(self) -> Tuple[Choice, ...]:
         """The first choice and all alternatives, in their order."""
@@ -93,7 +95,7 @@ def plan(
     hindered = hindered or {}
     if prune not in PRUNE:
         raise ValueError(f"prune is {prune!r}; it must be one of {', '.join(PRUNE)}")
-    wanted = {spec.uid for spec in desired}
+    wanted = frozenset(spec.uid for spec in desired)
     removals = [
         step
         for uid in sorted((set(running) | set(record)) - wanted)
@@ -101,11 +103,9 @@ def plan(
         if step
     ]
     ordered = sorted(desired, key=lambda spec: spec.rank)
+    wants = [_Want(spec, running.get(spec.uid), record.get(spec.uid), first_choice, how) for spec in ordered]
     return removals + [
-        _Want(spec, running.get(spec.uid), record.get(spec.uid), first_choice, how).step(
-            spec.uid in relaunch, hindered.get(spec.uid, "")
-        )
-        for spec in ordered
+        replace(want.step(want.spec.uid in relaunch, hindered.get(want.spec.uid, "")), wanted=wanted) for want in wants
     ]
 
 
@@ -234,9 +234,8 @@ class _Want:
     def _launch(self, reason: str) -> Step:
         tries = self._tries()
         after = masked(tries[0].spec.payload())
-        previous = self.entry.previous if self.entry else None
         return Step(
-            "launch", self.spec.uid, reason, self.spec, self.seen, None, after, tries, self._instead(), previous
+            "launch", self.spec.uid, reason, self.spec, self.seen, None, after, tries, self._instead(), self._previous()
         )
 
     def _relaunch(self, reason: str) -> Step:
@@ -244,15 +243,25 @@ class _Want:
         before = masked(entry.payload) if entry else None
         if before is None and seen and seen.model is not None:
             before = {name: value for name, value in seen.shown.items() if value is not None}
-        serves = seen is not None and seen.state == "ready"
-        previous = entry.previous if entry else None
-        if entry and entry.ready and serves:
-            previous = entry.payload
-        after = masked(tries[0].spec.payload())
-        beside = self.beside and serves
+        after, previous = masked(tries[0].spec.payload()), self._previous()
+        beside = self.beside and self._serves()
         return Step(
             "relaunch", self.spec.uid, reason, self.spec, seen, before, after, tries, self._instead(), previous, beside
         )
+
+    def _serves(self) -> bool:
+        return self.seen is not None and self.seen.state == "ready"
+
+    def _previous(self) -> Optional[Mapping[str, Any]]:
+        """The launch of what serves, or served last.
+
+        That is the one of the record until another one begins, so it is known also to whoever comes after a run that
+        was interrupted while it ended the model. One that was begun is it where it serves: nobody stayed to note that.
+        """
+        entry = self.entry
+        if entry is None or entry.trial_of:
+            return None
+        return entry.payload if entry.ready or self._serves() else entry.previous
 
     def _instead(self) -> Optional[Instead]:
         """What the record says of why the first choice does not serve."""
@@ -264,6 +273,16 @@ class _Want:
         if self.first_choice or known is None or known.number == 0:
             return tuple(self.choices)
         return (known, *(choice for choice in self.choices if choice.number != known.number))
+
+
+def is_trial(seen: Running, entry: Entry) -> bool:
+    """Whether what has the uid of a trial can be that trial: nobody stayed to note how the server shows it.
+
+    Its name is what every server shows in our own words. Somebody else may have taken the uid since, where a trial was
+    interrupted and the server restarted.
+    """
+    now = seen.shown["model_name"]
+    return now is None or _same(entry.payload.get("model_name"), now)
 
 
 def _removal(uid: str, seen: Optional[Running], entry: Optional[Entry], prune: str) -> Optional[Step]:
@@ -285,6 +304,8 @@ def _removal(uid: str, seen: Optional[Running], entry: Optional[Entry], prune: s
 
 def _somebody_elses(seen: Running, entry: Entry) -> bool:
     """Whether the running model is not the one of the record: created at another time, and visibly different."""
+    if entry.trial_of:
+        return not is_trial(seen, entry)
     if entry.since is None or seen.since is None or entry.since == seen.since or not entry.shown:
         return False
     return any(entry.shown.get(name, now) != now for name, now in seen.shown.items())

@@ -62,7 +62,8 @@ class Entry:
     `ready` is false between the start of a launch and its end. `launched_at` is our clock, `since` the server's, both
     in seconds since 1970. `shown` is what the server showed of the model when it became ready. `by` is who launched it
     or took it over. `instead` is set where it is not the first choice. `previous` is the launch of the model that was
-    ended for this one, until this one is ready: it is brought back when that fails.
+    ended for this one, until this one is ready: it is brought back when that fails. `trial_of` is the uid of the model
+    that this is a trial of, launched to see whether it works and ended after that; empty for a model that is to serve.
     """
 
     fingerprint: str
@@ -74,6 +75,7 @@ class Entry:
     by: str = ""
     instead: Optional[Instead] = None
     previous: Optional[Mapping[str, Any]] = None
+    trial_of: str = ""
 
     def told(self) -> Dict[str, Any]:
         """What of it may be shown: who launched what and when, and why it is not the first choice."""
@@ -93,7 +95,8 @@ class Record:
     A file that cannot be understood is set aside, and `notice` says so: its models are then found running and taken
     over. `writable` false (check mode) reads and never writes, not even to set a broken file aside. `who` is noted as
     the one who launches. `lenient` goes on in memory where the file cannot be written, and says so in `notice`: on a
-    full disk a model that serves is worth more than a record of it, and is taken over later.
+    full disk a model that serves is worth more than a record of it, and is taken over later. Only `rewrite` always says
+    that nothing can be written.
     """
 
     def __init__(
@@ -115,6 +118,14 @@ class Record:
         self.entries[spec.uid] = entry
         self._write()
 
+    def begin_trial(self, spec: ModelSpec, of: str) -> None:
+        """Note that a trial of the model `of` starts now; raises OSError also for who is lenient.
+
+        A trial that nobody knows of as one would never be ended.
+        """
+        self.entries[spec.uid] = Entry(spec.fingerprint(), spec.payload(), False, time.time(), by=self.who, trial_of=of)
+        self.rewrite()
+
     def settle(self, spec: ModelSpec, running: Running, instead: Optional[Instead] = None) -> None:
         """Note that a model is ready, and how the server shows it. Writes only when that is news."""
         old = self.entries.get(spec.uid)
@@ -125,8 +136,9 @@ class Record:
             self._write()
 
     def rewrite(self) -> None:
-        """Write the file as it is; raises OSError where nothing can be noted."""
-        self._write()
+        """Write the file as it is; raises OSError where nothing can be noted, also for who is lenient."""
+        if self.path is not None and self.writable:
+            self._replace(self.path)
 
     def mark(self, uid: str, instead: Instead) -> None:
         """Note that a model which runs on is not the first choice any more."""
@@ -241,6 +253,7 @@ def _entry(uid: str, told: Mapping[str, Any]) -> Entry:
         and isinstance(entry.shown, dict)
         and isinstance(entry.ready, bool)
         and isinstance(entry.by, str)
+        and isinstance(entry.trial_of, str)
         and (entry.previous is None or isinstance(entry.previous, dict))
         and (entry.instead is None or _is_instead(entry.instead))
         and all(isinstance(time_s, (int, float)) and 0 <= time_s < LATEST for time_s in times)

@@ -13,7 +13,7 @@ from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 from ..alternatives import FALLBACKS, OF_THE_ENTRY, merged
 from ..companions import launch_extras
 from ..masking import masked_field
-from .fields import FIELDS, LAUNCH_ORDER, NOT_HERE, SOURCE_FIELDS, boolean, mapping, suggestion, text
+from .fields import FIELDS, LAUNCH_ORDER, NOT_HERE, SOURCE_FIELDS, UID_LENGTH, boolean, mapping, suggestion, text
 
 # Engines that take a share of the memory that is free when they start. Two of them starting on one GPU at the same
 # time both count the same free memory.
@@ -89,6 +89,16 @@ class ModelSpec:
         if self.gpu_idx:
             body["gpu_idx"] = list(self.gpu_idx)
         return body
+
+    def beside(self, turn: int = 1) -> ModelSpec:
+        """The same under another uid, to be tried while this one serves: `m-beside`, then `m-beside-2`."""
+        suffix = f"-beside-{turn}" if turn > 1 else "-beside"
+        uid = self.uid
+        if len(uid) + len(suffix) > UID_LENGTH:
+            # Models whose uids begin alike must not share one.
+            suffix = f"-{hashlib.sha256(uid.encode()).hexdigest()[:8]}{suffix}"
+            uid = uid[: UID_LENGTH - len(suffix)]
+        return replace(self, uid=uid + suffix)
 
     def fingerprint(self) -> str:
         """A hash of all that decides how the model runs. Two entries that ask for the same thing share it."""

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from ansible_collections.airgap.xinference.plugins.module_utils.server import launch as launching
 from ansible_collections.airgap.xinference.plugins.module_utils.server.apply import apply, specs_from
-from ansible_collections.airgap.xinference.plugins.module_utils.server.client import Unreachable
+from ansible_collections.airgap.xinference.plugins.module_utils.server.client import ServerError, Unreachable
 from ansible_collections.airgap.xinference.plugins.module_utils.server.converge import converge
 from ansible_collections.airgap.xinference.plugins.module_utils.server.plan import plan
 from ansible_collections.airgap.xinference.plugins.module_utils.server.record import PREVIOUS, Record
@@ -277,12 +277,89 @@ def test_an_interruption_between_end_and_launch_forgets_nothing():
     assert not outcome.ok and name_of(server) == "bce" and outcome.choice == PREVIOUS
 
 
+class Killed(BaseException):
+    """The end of a process at once, without a word."""
+
+
+@pytest.mark.parametrize(
+    ("how", "moment"), [("replace", "terminate m"), ("beside", "terminate m"), ("beside", "ask m-beside")]
+)
+@pytest.mark.parametrize("old_left", [False, True])
+def test_a_run_that_is_killed_while_it_ends_the_old_model_forgets_nothing(how, moment, old_left, tmp_path):
+    server, path = scripted(), tmp_path / "launched.json"
+    do(server, spec(), record=Record(path))
+    note, dead = server._note, []
+
+    def deadly(what, uid=""):
+        note(what, uid)
+        if dead or f"{what} {uid}" == moment:
+            dead.append(what)
+            raise Killed
+
+    server._note = deadly
+    with pytest.raises(Killed):
+        do(server, spec(model_name="worse"), record=Record(path), how=how)
+    server._note = note
+    if not old_left:
+        server.live.clear()
+    server.behaviour["worse"] = "it does not fit"
+    (outcome,) = [one for one in do(server, spec(model_name="worse"), record=Record(path)).values() if one.uid == "m"]
+    assert outcome.error.endswith("what ran before was brought back and serves") and name_of(server) == "bce"
+
+
 def test_nothing_is_ended_that_could_not_be_noted(monkeypatch):
     server, record = scripted(), Record(None)
     do(server, spec(), record=record)
     monkeypatch.setattr(record, "rewrite", failing_with(OSError("disk full")))
     (outcome,) = do(server, spec(replica=2), record=record).values()
     assert "disk full" in outcome.error and writes(server) == [] and name_of(server) == "bce"
+
+
+@pytest.fixture
+def full_disk(tmp_path, monkeypatch):
+    """A server with a model of the record, and what opens that for the keeper on a disk that is full."""
+    server, path = scripted(), tmp_path / "launched.json"
+    do(server, spec(), record=Record(path))
+    monkeypatch.setattr("tempfile.mkstemp", failing_with(OSError("disk full")))
+    return server, lambda lenient=True: Record(path, lenient=lenient)
+
+
+@pytest.mark.parametrize("how", ["replace", "beside"])
+@pytest.mark.parametrize("state", ["READY", "CREATING"])
+def test_on_a_full_disk_the_keeper_ends_nothing(full_disk, how, state):
+    server, record = full_disk
+    if state == "CREATING":
+        server.put("m", state, False)
+        server.live["m"]["left"] = 99
+    for _turn in range(2):
+        (outcome,) = do(server, spec(replica=2), record=record(), how=how).values()
+        assert "disk full" in outcome.error and not outcome.changed
+        assert writes(server) == [] and set(server.live) == {"m"}
+
+
+def test_on_a_full_disk_the_keeper_launches_what_is_missing_or_dead(full_disk):
+    server, record = full_disk
+    for left in ({}, dict(server.live)):
+        server.live = left
+        (outcome,) = do(server, spec(), record=record(), relaunch=["m"], first_choice=False).values()
+        assert outcome.ok and name_of(server) == "bce"
+    server.put("m", "ERROR")
+    (outcome,) = do(server, spec(replica=2), record=record()).values()
+    assert outcome.ok and server.live["m"]["model"]["replica"] == 2
+    (outcome,) = do(server, spec(), record=record(), first_choice=False).values()
+    assert "disk full" in outcome.error and server.live["m"]["model"]["replica"] == 2
+    (outcome,) = do(server, spec(replica=2), record=record(lenient=False), relaunch=["m"]).values()
+    assert "disk full" in outcome.error and writes(server) == []
+
+
+def test_on_a_full_disk_an_alternative_that_could_not_be_noted_goes_on_serving(full_disk):
+    server, record = full_disk
+    server.live.clear()
+    server.behaviour["bce"] = "no"
+    entry = spec(fallbacks=[SMALLER])
+    for _turn in range(2):
+        do(server, entry, record=record(), first_choice=False)
+    assert name_of(server) == "small" and writes(server) == []
 
 
 # -- beside
@@ -358,23 +435,135 @@ def test_a_better_alternative_is_proven_beside_a_worse_one():
     assert writes(server) == ["launch m-beside", "launch m-beside", "terminate m-beside", "terminate m", "launch m"]
 
 
-def test_what_an_interrupted_run_left_beside_is_ended_first():
+def serving_one(**fields):
+    """A server with a model of the record, and the record."""
     server, record = scripted(), Record(None)
-    do(server, spec(), record=record)
-    server.put("m-beside", model_name="old")
-    (outcome,) = do(server, spec(replica=2), record=record, how="beside").values()
+    do(server, spec(**fields), record=record)
+    return server, record
+
+
+@pytest.mark.parametrize("prune", ["none", "managed"])
+def test_what_an_interrupted_run_left_beside_is_ended_first(prune):
+    server, record = serving_one()
+    record.begin_trial(spec("m-beside", replica=3), "m")
+    server.put("m-beside")
+    outcome = do(server, spec(replica=2), record=record, how="beside", prune=prune)["m"]
     assert outcome.ok and writes(server)[:2] == ["terminate m-beside", "launch m-beside"]
+    assert set(server.live) == set(record.entries) == {"m"}
+
+
+def test_what_an_interrupted_run_left_beside_is_ended_by_a_run_that_tries_nothing():
+    server, record = serving_one()
+    record.begin_trial(spec("m-beside"), "m")
+    server.put("m-beside")
+    assert [one.action for one in do(server, spec(), record=record).values()] == ["terminate", "keep"]
+    assert set(server.live) == set(record.entries) == {"m"}
+
+
+@pytest.mark.parametrize("state", ["READY", "CREATING", "TERMINATING"])
+def test_a_strangers_model_is_never_ended_for_a_trial(state):
+    server, record = serving_one()
+    server.put("m-beside", state, state == "READY")
+    server.live["m-beside"]["left"] = 99
+    theirs = server.live["m-beside"]
+    (outcome,) = do(server, spec(replica=2), record=record, how="beside").values()
+    assert outcome.ok and server.live["m-beside"] is theirs and set(record.entries) == {"m"}
+    assert writes(server) == ["launch m-beside-2", "terminate m-beside-2", "terminate m", "launch m"]
+
+
+@pytest.mark.parametrize("prune", ["none", "managed"])
+def test_a_stranger_that_took_the_uid_of_a_trial_that_was_interrupted_is_left_alone(prune):
+    server, record = serving_one()
+    record.begin_trial(spec("m-beside"), "m")
+    server.put("m-beside", model_name="theirs")
+    assert do(server, spec(replica=2), record=record, how="beside", prune=prune)["m"].ok
+    assert name_of(server, "m-beside") == "theirs" and set(record.entries) == {"m"}
+
+
+@pytest.mark.parametrize("name", ["theirs", "bce"])
+def test_a_stranger_that_is_faster_than_a_trial_is_left_alone(name):
+    server, record = serving_one()
+    launch = server.launch
+
+    def late(payload, timeout=None):
+        if payload["model_uid"] == "m-beside":
+            server.put("m-beside", model_name=name)
+        return launch(payload, timeout)
+
+    server.launch = late
+    (outcome,) = do(server, spec(replica=2), record=record, how="beside").values()
+    assert outcome.ok and name_of(server, "m-beside") == name and set(record.entries) == {"m"}
+    assert "terminate m-beside" not in writes(server) and "terminate m-beside-2" in writes(server)
+
+
+def test_a_trial_that_seemed_to_fail_and_has_its_uid_all_the_same_is_ended():
+    server, record = scripted("1.8.1"), Record(None)
+    do(server, spec(), record=record)
+    launch, terminate, lost = server.launch, server.terminate, ServerError("no", 500, BUSY, "POST", "/v1/models")
+    failing = [launch, terminate]
+
+    def answer(call, *arguments):
+        """Once each: a launch whose answer is lost, and an end that comes to nothing."""
+        first = call in failing
+        if call is launch or not first:
+            call(*arguments)
+        if first:
+            failing.remove(call)
+            raise lost
+
+    server.launch = lambda payload, timeout=None: answer(launch, payload, timeout)
+    server.terminate = lambda uid, timeout=None: answer(terminate, uid)
+    (outcome,) = do(server, spec(replica=2), record=record, how="beside").values()
+    assert outcome.ok and not failing and set(server.live) == set(record.entries) == {"m"}
+    assert "launch m-beside-2" in writes(server)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_sibling_is_never_ended_for_a_trial(there):
+    server, record = serving_one()
+    sibling = spec("m-beside", model_name="sibling")
+    if there:
+        do(server, spec(), sibling, record=record)
+    outcomes = do(server, spec(replica=2), sibling, record=record, how="beside", limit=1)
+    assert all(one.ok for one in outcomes.values()) and name_of(server, "m-beside") == "sibling"
+    assert record.entries["m-beside"].ready and "terminate m-beside" not in writes(server)
+    assert [name for uid, name in launched(server) if uid == "m-beside"] == ["sibling"]
+
+
+def test_a_launch_of_a_sibling_that_was_interrupted_is_no_trial():
+    server, record = serving_one()
     record.begin(spec("m-beside"))
     server.put("m-beside")
-    assert [one.action for one in do(server, spec(replica=2), record=record).values()] == ["terminate", "keep"]
+    assert do(server, spec(replica=2), record=record, how="beside", prune="none")["m"].ok
+    assert "m-beside" in server.live and set(record.entries) == {"m", "m-beside"}
 
 
-def test_a_long_uid_has_room_for_another_beside_it():
-    uid = "m" * 100
-    server, record = scripted(), Record(None)
-    do(server, spec(uid), record=record)
-    assert do(server, spec(uid, replica=2), record=record, how="beside")[uid].ok
-    assert "launch " + "m" * 93 + "-beside" in writes(server)
+def test_where_every_uid_for_a_trial_is_taken_nothing_is_touched():
+    server, record = serving_one()
+    taken = ["m-beside", *(f"m-beside-{turn}" for turn in range(2, 6))]
+    for uid in taken:
+        server.put(uid)
+    (outcome,) = do(server, spec(replica=2), record=record, how="beside").values()
+    assert not outcome.ok and writes(server) == [] and set(server.live) == {"m", *taken}
+    assert outcome.diagnosis.name == "no-uid" and "replace" in outcome.diagnosis.cure
+    assert ", ".join(taken) in outcome.error and record.entries["m"].instead is None
+
+
+def test_two_models_whose_long_uids_begin_alike_are_tried_at_the_same_time():
+    uids = ["m" * 95 + "1", "m" * 95 + "2"]
+    server, record = scripted(polls=5), Record(None)
+    do(server, *(spec(uid) for uid in uids), record=record)
+    outcomes = do(server, *(spec(uid, replica=2) for uid in uids), record=record, how="beside")
+    assert all(one.ok and len(one.attempts) == 2 for one in outcomes.values())
+    assert set(server.live) == set(record.entries) == set(uids)
+
+
+def test_what_ends_the_search_ends_it_beside_too():
+    server, record = serving_one()
+    server.behaviour["worse"] = "key"
+    (outcome,) = do(server, spec(model_name="worse", fallbacks=[SMALLER]), record=record, how="beside").values()
+    assert outcome.error == "wrong key" and writes(server) == ["launch m-beside"] and name_of(server) == "bce"
+    assert record.entries["m"].instead is None
 
 
 def test_a_model_proven_beside_that_then_fails_gives_way_to_the_old_one():

@@ -396,8 +396,30 @@ def test_what_was_ended_for_a_launch_is_not_forgotten():
     assert one([spec()], {}, recorded).previous == old.payload()
     assert one([spec(replica=3)], running(status="CREATING", listed=False), recorded).previous == old.payload()
     assert one([spec(replica=3)], running(), entry(spec())).previous == spec().payload()
-    assert one([spec(replica=3)], running(status="ERROR"), entry(spec())).previous is None
     assert one([spec()], {}, {}).previous is None
+
+
+@pytest.mark.parametrize(
+    "left", [{}, running(), running(status="TERMINATING"), running(status="ERROR"), running(status="CREATING")]
+)
+def test_what_ran_is_known_wherever_an_interrupted_run_ended_it(left):
+    assert one([spec(replica=3)], left, entry(spec())).previous == spec().payload()
+
+
+def test_what_an_interrupted_run_launched_is_what_ran_before_once_it_serves():
+    older = spec(replica=2).payload()
+    recorded = {uid: replace(known, previous=older) for uid, known in entry(spec(), ready=False).items()}
+    assert one([spec(replica=3)], running(), recorded).previous == spec().payload()
+    assert one([spec(replica=3)], running(status="ERROR"), recorded).previous == older
+
+
+def test_a_trial_that_was_interrupted_goes_and_is_nothing_that_ran_before():
+    trial = {uid: replace(one, trial_of="m") for uid, one in entry(spec("m-beside"), ready=False).items()}
+    assert one([], running("m-beside"), trial).action == "terminate"
+    assert one([], running("m-beside", status="CREATING", listed=False), trial).action == "terminate"
+    assert one([], running("m-beside", model_name="theirs"), trial).action == "cleanup"
+    wanted = one([spec("m-beside", replica=2)], running("m-beside"), trial)
+    assert (wanted.action, wanted.previous, wanted.wanted) == ("relaunch", None, {"m-beside"})
 
 
 def test_a_stranger_that_is_an_alternative_is_taken_over_only_by_who_may_not_go_back():

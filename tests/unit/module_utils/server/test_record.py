@@ -94,6 +94,14 @@ def test_a_model_that_runs_on_can_become_what_runs_instead(path):
     assert path.stat().st_mtime_ns == before and Instead(2, "").words == "alternative 2"
 
 
+def test_a_trial_is_told_from_a_model_that_is_to_serve(path):
+    Record(path, who="Ansible").begin_trial(SPEC, "m")
+    begun = Record(path).entries["m"]
+    assert (begun.trial_of, begun.ready, begun.payload, begun.by) == ("m", False, SPEC.payload(), "Ansible")
+    Record(path).settle(SPEC, READY)
+    assert Record(path).entries["m"].trial_of == ""
+
+
 def test_what_a_later_version_notes_is_left_out(path):
     path.parent.mkdir()
     text = '{"format": 1, "models": {"m": {"fingerprint": "sha256:0", "payload": {}, "mood": "good"}}}'
@@ -133,6 +141,7 @@ WRONG_FACTS: list[dict[str, Any]] = [
     {"since": 10**20},
     {"by": None},
     {"previous": "x"},
+    {"trial_of": None},
     {"instead": "x"},
     {"instead": []},
     {"instead": {"number": 1}},
@@ -211,6 +220,12 @@ def test_the_keeper_goes_on_in_memory_where_nothing_can_be_written(path, monkeyp
     record.begin(SPEC)
     assert record.entries["m"].ready is False and "No space left on device" in record.notice
     assert Record(path).entries["m"].ready is True
+    with pytest.raises(OSError, match="No space left"):
+        record.rewrite()
+    with pytest.raises(OSError, match="No space left"):
+        record.begin_trial(replace(SPEC, uid="m-beside"), "m")
+    Record(path, writable=False).rewrite()
+    Record(None).rewrite()
 
 
 def test_entries_of_older_releases_lack_newer_facts():

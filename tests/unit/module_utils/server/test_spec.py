@@ -438,3 +438,15 @@ def test_a_specification_comes_back_from_its_payload():
     back = from_payload(spec.payload())
     assert (back.payload(), back.fingerprint()) == (spec.payload(), spec.fingerprint())
     assert (back.uid, back.type, back.engine, back.gpu_idx) == ("reranker", "rerank", "vLLM", (0,))
+
+
+def test_the_uid_of_a_trial_is_short_and_of_one_model_only():
+    def beside(uid, *turn):
+        (spec,) = parse([{**RERANKER, "model_uid": uid}], [1], PATHS)
+        return spec.beside(*turn).uid
+
+    assert (beside("m"), beside("m", 2)) == ("m-beside", "m-beside-2")
+    assert beside("m" * 93) == "m" * 93 + "-beside"
+    long = [beside("m" * 94 + end, turn) for end in ("", "1", "2") for turn in (1, 2)]
+    assert len(set(long)) == 6 and {len(uid) for uid in long} == {100}
+    assert long[0] == beside("m" * 94) and parse([{**RERANKER, "model_uid": long[0]}], [1], PATHS)
