@@ -84,7 +84,13 @@ def proof(verified: Mapping[str, Any] | None, now: float) -> str:
 
 def summary(results: Mapping[str, Any]) -> str:
     """One line of totals."""
-    models = [model for found in results.values() for model in (found or {}).get("models") or []]
+    models = [
+        model
+        for found in results.values()
+        for model in (found or {}).get("models") or []
+        # What a failed launch left in the server's list until it ends is no model that somebody misses.
+        if model.get("desired", True) or model["state"] != "failed"
+    ]
     ready = sum(model["state"] == "ready" for model in models)
     up = sum(((found or {}).get("server") or {}).get("state") == "running" for found in results.values())
     return f"{up} of {len(results)} servers run; {ready} of {len(models)} models are ready."

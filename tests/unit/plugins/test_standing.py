@@ -89,6 +89,12 @@ def test_a_model_that_does_not_answer_and_a_keeper_with_a_problem_are_seen() -> 
     assert any("no (1 min)" in line for line in shown) and "  the login was refused" in shown
 
 
+def test_what_a_failed_launch_left_is_shown_and_not_missed() -> None:
+    left = {"model_uid": "m-beside", "state": "failed", "desired": False}
+    shown = lines(models=[MODEL, left])
+    assert any(" m-beside " in line for line in shown) and shown[-1].endswith("1 of 1 models are ready.")
+
+
 def test_a_host_that_is_down_is_a_line() -> None:
     shown = standing.table({"gpu1": {}}, NOW)
     assert "unreachable" in shown[1] and len(shown) == 4
