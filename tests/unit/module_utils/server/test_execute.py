@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any
+from typing import Any, List
 
 import pytest
 from ansible_collections.airgap.xinference.plugins.module_utils.server import launch as launching
@@ -288,7 +288,8 @@ class Killed(BaseException):
 def test_a_run_that_is_killed_while_it_ends_the_old_model_forgets_nothing(how, moment, old_left, tmp_path):
     server, path = scripted(), tmp_path / "launched.json"
     do(server, spec(), record=Record(path))
-    note, dead = server._note, []
+    note = server._note
+    dead: List[str] = []
 
     def deadly(what, uid=""):
         note(what, uid)

@@ -348,13 +348,13 @@ def test_a_keeper_that_is_started_anew_leaves_what_is_new_to_ansible_as_well(ser
 
 
 def test_a_replica_that_the_server_gave_up_was_taken_away_by_nobody(tmp_path):
-    entries = [{**ENTRIES[0], "replica": 2}, ENTRIES[1]]
+    entries: List[Dict[str, Any]] = [{**ENTRIES[0], "replica": 2}, ENTRIES[1]]
     world = World(tmp_path)
     world.release("one", entries, policy="report")
     for spec in parse(entries):
         world.record.begin(spec)
         running = world.server.put(spec.uid)
-        running.model["replica"] = spec.payload().get("replica", 1)
+        world.server.live[spec.uid]["model"]["replica"] = spec.payload().get("replica", 1)
         world.record.settle(spec, running)
     world.go(150)
     assert not world.jobs
