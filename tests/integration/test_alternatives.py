@@ -115,7 +115,7 @@ def clients(server: Server, uid: str = "m") -> Iterator[Clients]:
 
 
 def test_the_alternative_serves_and_the_next_deploy_without_the_cause_goes_back(
-    server: Server, minilm: Entry, tmp_path: Path
+    new_server: Server, minilm: Entry, tmp_path: Path
 ) -> None:
     """Through the doors that Ansible uses; the cause is a directory that is not there yet."""
     weights = tmp_path / "weights"
@@ -124,16 +124,16 @@ def test_the_alternative_serves_and_the_next_deploy_without_the_cause_goes_back(
         "model_path": str(weights),
         "fallbacks": [{"model_name": "bge-base-en", "model_path": minilm["model_path"]}],
     }
-    common = {"endpoint": server.endpoint, "root": str(tmp_path)}
+    common = {"endpoint": new_server.endpoint, "root": str(tmp_path)}
 
     first, _seconds = run_module("xinference_model_set", {"models": [entry], **common})
     assert first["changed"] and not first.get("failed"), first
     (row,) = first["models"]
     assert (row["choice"], row["runs"], row["error"]) == (1, "bge-base-en on sentence_transformers", "")
     assert str(weights) in row["attempts"][0]["error"] and "finds nothing at" in row["why"]
-    assert served(server) == "bge-base-en"
+    assert served(new_server) == "bge-base-en"
     assert "m: alternative 1 serves (bge-base-en" in str(first["warnings"])
-    launched = created(server)
+    launched = created(new_server)
 
     info, _seconds = run_module("xinference_model_info", common)
     (model,) = info["models"]
@@ -142,20 +142,20 @@ def test_the_alternative_serves_and_the_next_deploy_without_the_cause_goes_back(
     assert health["models"]["m"]["launched"]["choice"] == 1 and health["probes"]["m"]["state"] == "passed"
 
     # Nobody goes back without an operator's word, and an operator may say not to.
-    assert not converge(server, tmp_path, entry, first_choice=False, who="the keeper").changed
+    assert not converge(new_server, tmp_path, entry, first_choice=False, who="the keeper").changed
     left, _seconds = run_module("xinference_model_set", {"models": [entry], "first_choice": False, **common})
-    assert not left["changed"] and created(server) == launched
+    assert not left["changed"] and created(new_server) == launched
 
     # The cause is still there: it is tried, and the alternative comes back.
     again, _seconds = run_module("xinference_model", {**entry, **common})
-    assert again["changed"] and again["models"][0]["choice"] == 1 and served(server) == "bge-base-en"
+    assert again["changed"] and again["models"][0]["choice"] == 1 and served(new_server) == "bge-base-en"
 
     weights.symlink_to(minilm["model_path"])
     foretold, _seconds = run_module("xinference_model_set", {"models": [entry], **common}, check=True)
-    assert "the first choice is tried again" in foretold["models"][0]["reason"] and served(server) == "bge-base-en"
+    assert "the first choice is tried again" in foretold["models"][0]["reason"] and served(new_server) == "bge-base-en"
     back, _seconds = run_module("xinference_model_set", {"models": [entry], **common})
     assert back["changed"] and (back["models"][0]["choice"], back["models"][0]["why"]) == (0, "")
-    assert served(server) == "bce-embedding-base_v1" and read(tmp_path)["m"].instead is None
+    assert served(new_server) == "bce-embedding-base_v1" and read(tmp_path)["m"].instead is None
     still, _seconds = run_module("xinference_model_set", {"models": [entry], **common})
     assert not still["changed"] and "warnings" not in still
 
@@ -197,47 +197,47 @@ def test_an_engine_that_is_missing_gives_way_and_is_not_tried_in_vain(
     assert created(server, "reranker") == launched and "alternative 1 serves" in again.notices[0]
 
 
-def test_a_relaunch_that_fails_brings_back_what_ran(server: Server, minilm: Entry, tmp_path: Path) -> None:
-    converge(server, tmp_path, minilm)
+def test_a_relaunch_that_fails_brings_back_what_ran(new_server: Server, minilm: Entry, tmp_path: Path) -> None:
+    converge(new_server, tmp_path, minilm)
     worse = {**minilm, "model_path": "/nowhere/at/all"}
-    applied = converge(server, tmp_path, worse)
+    applied = converge(new_server, tmp_path, worse)
     (row,) = applied.models
     assert "what ran before was brought back and serves" in applied.message and row["choice"] == PREVIOUS
-    assert served(server) == "bce-embedding-base_v1" and row["model"]["id"] == "m"
-    launched = created(server)
+    assert served(new_server) == "bce-embedding-base_v1" and row["model"]["id"] == "m"
+    launched = created(new_server)
     # Whoever only keeps models up leaves that alone, and brings it back itself after a restart of the server.
-    assert not converge(server, tmp_path, worse, first_choice=False).changed and created(server) == launched
-    server.client().terminate("m")
-    kept = converge(server, tmp_path, worse, first_choice=False)
-    assert kept.message == "" and kept.models[0]["choice"] == PREVIOUS and served(server)
-    fixed = converge(server, tmp_path, {**minilm, "request_limits": 5})
+    assert not converge(new_server, tmp_path, worse, first_choice=False).changed and created(new_server) == launched
+    new_server.client().terminate("m")
+    kept = converge(new_server, tmp_path, worse, first_choice=False)
+    assert kept.message == "" and kept.models[0]["choice"] == PREVIOUS and served(new_server)
+    fixed = converge(new_server, tmp_path, {**minilm, "request_limits": 5})
     assert fixed.models[0]["choice"] == 0 and read(tmp_path)["m"].instead is None
 
 
-def test_a_model_is_proven_beside_what_serves(server: Server, minilm: Entry, tmp_path: Path) -> None:
-    converge(server, tmp_path, minilm)
-    launched = created(server)
-    with clients(server) as untouched:
-        applied = converge(server, tmp_path, {**minilm, "model_path": "/nowhere", "relaunch": "beside"})
+def test_a_model_is_proven_beside_what_serves(new_server: Server, minilm: Entry, tmp_path: Path) -> None:
+    converge(new_server, tmp_path, minilm)
+    launched = created(new_server)
+    with clients(new_server) as untouched:
+        applied = converge(new_server, tmp_path, {**minilm, "model_path": "/nowhere", "relaunch": "beside"})
     assert "what ran before was not touched and serves" in applied.message and not applied.changed
-    assert created(server) == launched and set(server.client().models()) == {"m"}
+    assert created(new_server) == launched and set(new_server.client().models()) == {"m"}
 
     wrong = {"expect": {"dimensions": 17}}
-    applied = converge(server, tmp_path, {**minilm, "request_limits": 6, "relaunch": "beside", "probe": wrong})
-    assert "its probe failed" in applied.message and created(server) == launched
+    applied = converge(new_server, tmp_path, {**minilm, "request_limits": 6, "relaunch": "beside", "probe": wrong})
+    assert "its probe failed" in applied.message and created(new_server) == launched
 
     told: List[str] = []
-    with clients(server) as proven:
+    with clients(new_server) as proven:
         changed = {**minilm, "request_limits": 6}
-        applied = converge(server, tmp_path, changed, how="beside", listener=lambda uid, event: told.append(event))
-    assert applied.message == "" and applied.models[0]["choice"] == 0 and created(server) > launched
+        applied = converge(new_server, tmp_path, changed, how="beside", listener=lambda uid, event: told.append(event))
+    assert applied.message == "" and applied.models[0]["choice"] == 0 and created(new_server) > launched
     assert [one["beside"] for one in applied.models[0]["attempts"]] == [True, False]
     assert told.index("verified beside what serves") < told.index("terminate")
-    assert set(server.client().models()) == {"m"} and set(read(tmp_path)) == {"m"}
-    with clients(server) as replaced:
-        assert converge(server, tmp_path, {**minilm, "request_limits": 7}).message == ""
+    assert set(new_server.client().models()) == {"m"} and set(read(tmp_path)) == {"m"}
+    with clients(new_server) as replaced:
+        assert converge(new_server, tmp_path, {**minilm, "request_limits": 7}).message == ""
     print(
-        f"\n{server.version}: without an answer {untouched.longest:.1f} s where the new one does not work, "
+        f"\n{new_server.version}: without an answer {untouched.longest:.1f} s where the new one does not work, "
         f"{proven.longest:.1f} s beside, {replaced.longest:.1f} s replaced"
     )
     assert untouched.failures == [] and untouched.longest > 0, "what did not work cost no client anything"
@@ -273,7 +273,7 @@ def test_a_hang_that_survives_its_cancel_is_said_to_hold_the_uid(
     """A frozen process cannot be killed, like one that waits for a dead disk; nothing else is tried in vain then."""
     if not os.access(FREEZER / "cgroup.procs", os.W_OK):
         pytest.skip("no freezer of cgroup v1 that this user may use")
-    monkeypatch.setattr(launching, "CANCEL_LIMIT", 40.0)
+    monkeypatch.setattr(launching, "CANCEL_LIMIT", 15.0)
     monkeypatch.setattr(launching, "UNWIND_LIMIT", 5.0)
     (tmp_path / "sitecustomize.py").write_text(HANG)
     other = {"model_name": "bge-base-en", "model_path": minilm["model_path"], "envs": None}
