@@ -833,6 +833,31 @@ def test_a_model_that_is_listed_and_dead_is_launched_anew(probed):
     assert probed.told("a")["verified"]["ok"] is True and probed.told("b")["faults"] == 0
 
 
+def test_one_that_is_dead_and_could_not_be_ended_is_tried_again(probed):
+    probed.answers["a"] = ProbeResult("failed", "embedding", error="answered with 500: Remote server unixsocket closed")
+
+    def start(own: Path, root: Path, order: Any) -> FakeJob:
+        """A job that comes to nothing before anything was ended: the same model is still listed."""
+        job = FakeJob(order)
+        error = {"uid": "a", "error": "answered DELETE /v1/models/a with 500: odd", "diagnosis": None}
+        job.said = [error, {"outcome": "done", "models": [{**error, "model_uid": "a", "action": "relaunch"}]}]
+        probed.jobs.append(job)
+        times.append(probed.clock.tick)
+        return job
+
+    times: List[float] = []
+    probed.keeper.start_job = start
+    probed.go(2000)
+    assert all(job.order.uids == job.order.relaunch == ("a",) for job in probed.jobs)
+    gaps = [after - before for before, after in zip(times, times[1:])]
+    assert 5 <= len(times) <= 12 and gaps[-1] > 4 * gaps[0], "less and less often"
+    assert sum("listed, but dead" in line for line in probed.log) == 1
+    count = len(probed.jobs)
+    probed.answers.clear()
+    probed.go(2000)
+    assert len(probed.jobs) == count and probed.told("a")["verified"]["ok"] is True, "it came back by itself"
+
+
 def test_a_model_that_dies_beside_a_launch_that_hangs_is_launched_anew(probed):
     probed.server.put("b", "ERROR")
     probed.go(150)
