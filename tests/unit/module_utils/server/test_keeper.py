@@ -373,6 +373,23 @@ def test_a_model_that_somebody_stopped_comes_back(served):
     assert served.told("a")["kind"] == "running" and served.told("b")["restarts"] == 0
 
 
+@pytest.mark.parametrize("seen", [True, False])
+def test_what_ansible_launches_anew_is_no_restart(served, seen):
+    with lock(served.root / "state/lock", 0, "Ansible"):
+        if seen:
+            del served.server.live["a"]
+            served.go(20)
+        (spec,) = [one for one in parse(ENTRIES) if one.uid == "a"]
+        served.record.begin(spec)
+        served.record.entries["a"] = replace(served.record.entries["a"], launched_at=served.clock.wall)
+        served.record.settle(spec, served.server.put("a"))
+    served.go(20)
+    assert served.told("a")["kind"] == "running" and served.told("a")["restarts"] == 0 == served.told("a")["faults"]
+    served.server.put("a")
+    served.go(6)
+    assert served.told("a")["restarts"] == 1, "the server itself did that"
+
+
 def test_a_model_that_is_seen_while_somebody_stops_it_was_stopped_by_hand(served):
     served.release("one", policy="report")
     served.keeper.release = None
