@@ -210,7 +210,7 @@ options:
         choices: [restore, report, leave]
         default: restore
       interval:
-        description: Seconds between two questions to the server.
+        description: Seconds between two questions to the server, from 1 to 60.
         type: float
         default: 5
       grace:
@@ -218,11 +218,11 @@ options:
         type: float
         default: 60
       wait_timeout:
-        description: Seconds one launch may take before it is cancelled.
+        description: Seconds one launch may take before it is cancelled, at least 1.
         type: float
         default: 1800
       parallel:
-        description: How many models are launched at the same time.
+        description: How many models are launched at the same time, at least 1.
         type: int
         default: 4
       verify:
@@ -409,6 +409,8 @@ def main() -> None:
     result: Dict[str, Any] = {}
     # Two plays on one host: the second waits.
     alone = contextlib.nullcontext() if module.check_mode else locked(root)
+    with failing(module, ValueError):
+        keeper_app.refuse_faults(module.params["keeper"] or {})
     with failing(module, OSError, ValueError, DockerError, OtherBackend, ServiceError, release.ReleaseError), alone:
         if module.params["service"]:
             files = native(module, root)
