@@ -1,7 +1,7 @@
 # Copyright: airgap.xinference engineers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Servers that start closed, and the keys of their clients: real ones, with a stranger at the door from the beginning."""
+"""Servers that start closed, with a stranger at the door from the beginning, and the keys of their clients."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ class Site:
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=REPOSITORY, check=False)
         self.said = done.stdout + done.stderr
         assert done.returncode == expect, self.said
-        return self.said.count("\nchanged: [one]") + self.said.count("\nchanged: [one] =>") * 0
+        return self.said.count("\nchanged: [one]")
 
     def key(self, name: str) -> str:
         path = self.files / name
