@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -53,9 +54,12 @@ class Database:
     def update_password_and_revoke_tokens(self, number, hashed):
         self.update_user(number, password_hash=hashed)
 """
-CRYPTO = (
-    "def get_password_hash(word): return word[::-1]\ndef verify_password(word, hashed): return word[::-1] == hashed\n"
-)
+CRYPTO = """
+def get_password_hash(word):
+    return word[::-1]
+def verify_password(word, hashed):
+    return word[::-1] == hashed
+"""
 
 
 class Place:
@@ -91,7 +95,7 @@ class Place:
         for name, entry in files.items():
             path = self.directory / "release" / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.unlink(missing_ok=True) if sys.version_info >= (3, 8) else None
+            path.unlink(missing_ok=True)
             path.write_text(entry.text)
             path.chmod(entry.mode)
         command = [sys.executable, str(self.directory / "release/bin/guarded.py"), str(self.program), "--port", "1"]
@@ -128,7 +132,7 @@ def test_a_password_is_reset_when_that_is_asked_for(place: Place) -> None:
     place.with_database()
     place.start(reset=False)
     place.start(password="verysecret-2")
-    assert place.accounts()[0]["password_hash"] == "1-terceSyrev".lower()
+    assert place.accounts()[0]["password_hash"] == "1-tercesyrev"
     assert place.start(password="verysecret-2", reset=True)[1].startswith("Reset the administrator root: password\n")
     assert place.accounts()[0]["password_hash"] == "2-tercesyrev"
     assert "Reset" not in place.start(password="verysecret-2", reset=True)[1]
@@ -172,7 +176,7 @@ def test_what_cannot_be_closed_is_not_started(place: Place, spoil: Any, told: st
     code, said = place.start(reset=False)
     assert code == 1 and "[[" not in said
     assert said.startswith("The server was not started, as it would not be closed: ")
-    assert __import__("re").search(told, said), said
+    assert re.search(told, said), said
 
 
 def test_files_that_make_no_sense_start_nothing(tmp_path: Path) -> None:
