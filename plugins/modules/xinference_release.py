@@ -251,7 +251,7 @@ options:
         type: bool
         default: false
       api_keys:
-        description: Keys of clients, for servers that get their accounts from a file (before Xinference 3.0).
+        description: Keys of clients that the server has before it listens.
         type: list
         elements: dict
         default: []
