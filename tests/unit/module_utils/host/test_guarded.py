@@ -266,6 +266,22 @@ def test_a_native_release_starts_through_it_where_there_is_something_to_guard(tm
     assert native_run.digest(tmp_path) == definition.digest(files) != definition.digest(plain)
 
 
+def test_the_runner_of_a_release_starts_the_server_through_it(tmp_path: Path) -> None:
+    program = tmp_path / "serve"
+    program.write_text(PROGRAM)
+    program.chmod(0o755)
+    wanted = {"command": [sys.executable, str(program), "--port", "1"], "environment": {"PATH": os.environ["PATH"]}}
+    service = {**wanted, "directory": str(tmp_path), "stop_timeout": 5}
+    files = definition.files(tmp_path, service, [], {}, (), None, guarding.files({"A_WORD": "verysecret-3"}, {}, "s"))
+    release.make(tmp_path, files)
+    release.switch(tmp_path, release.identity(files))
+    (tmp_path / "run").mkdir()
+    done = subprocess.run([str(tmp_path / "current/bin/run"), str(tmp_path)], stdout=subprocess.PIPE, check=False)
+    arguments, environment = json.loads(done.stdout.splitlines()[0])
+    assert arguments == ["--port", "1"] and environment["A_WORD"] == "verysecret-3"
+    assert environment[native_run.MARK] == str(tmp_path)
+
+
 def test_a_difference_shows_no_secret() -> None:
     files = guarding.files({"A_WORD": "verysecret-3"}, {**ADMIN, "api_keys": [{"name": "a", "key": "sk-x"}]}, "seed")
     shown = json.dumps(release.difference({}, {name: entry.text for name, entry in files.items()}))
