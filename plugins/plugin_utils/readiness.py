@@ -18,12 +18,13 @@ from ansible_collections.airgap.xinference.plugins.module_utils.host.ports impor
 from ansible_collections.airgap.xinference.plugins.module_utils.server.spec import SpecError, parse
 
 from .bundles import WHEELHOUSE
-from .findings import Facts, Finding, Needs
+from .findings import WARNING, Facts, Finding, Needs
 from .readiness_disk import judge_disk
 from .readiness_docker import judge_docker
 from .readiness_system import judge_system
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOGINS = {"missing": "a name or a password is missing", "short": "the password has less than 8 characters"}
 
 
 def with_files(registrations: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -51,12 +52,24 @@ def judge_models(needs: Needs, bundle: Bundle | None) -> list[Finding]:
 
 
 def judge_access(needs: Needs) -> list[Finding]:
-    """Whether the server would be open to everyone who reaches its port."""
-    if needs.open_allowed or needs.address in LOOPBACK:
-        return []
-    cure = "set xinference_server_auth: true, listen on 127.0.0.1, or say xinference_server_allow_open: true"
-    found = f"{needs.address}:{needs.port} open to everyone who reaches it"
-    return [Finding("access", "a server that asks who is there, or is reached from its host only", found, cure)]
+    """Whether the server would be open to everyone who reaches its port, or closed to its own administrator."""
+    findings = []
+    if not needs.open_allowed and needs.address not in LOOPBACK:
+        cure = "set xinference_auth: true, listen on 127.0.0.1, or say xinference_server_allow_open: true"
+        found = f"{needs.address}:{needs.port} open to everyone who reaches it"
+        findings.append(
+            Finding("access", "a server that asks who is there, or is reached from its host only", found, cure)
+        )
+    if needs.backend == "native" and needs.address not in LOOPBACK:
+        found = f"the server's processes talk to each other on ports of {needs.address}, and ask nobody who is there"
+        cure = "let it listen on 127.0.0.1 behind a gateway, or let a firewall pass nothing but its port"
+        findings.append(Finding("access", "", found, cure, WARNING))
+    if needs.login:
+        cure = "set xinference_username and xinference_password, best from a vault"
+        findings.append(
+            Finding("access", "an administrator for a server with authentication", LOGINS[needs.login], cure)
+        )
+    return findings
 
 
 def judge_host(needs: Needs, facts: Facts, bundle: Bundle | None, artifacts: Sequence[Artifact]) -> list[Finding]:
