@@ -22,6 +22,8 @@ CERTIFICATE = "tls.crt"
 PRIVATE_KEY = "tls.key"
 """Files beside each other; nginx takes their names from the directory of its configuration."""
 
+MARK = "X-Gateway-Configuration"
+"""The header with the mark of the configuration that runs."""
 WORKERS = 4
 # Uvicorn closes a connection after 5 idle seconds. One that nginx takes up at that moment would fail.
 IDLE = 3
@@ -33,11 +35,12 @@ CIPHERS = "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:ECDHE-ECDSA
 )
 
 
-def configuration(gateway: Gateway, scratch: str, log: str, user: str = "") -> str:
+def configuration(gateway: Gateway, scratch: str, log: str, user: str = "", mark: str = "") -> str:
     """The whole of nginx.conf.
 
     `scratch` is a directory of its own for its pid and for what nginx insists on, `log` the file of the access log.
-    `user` are user and group of the workers, empty where nginx does not start as root.
+    `user` are user and group of the workers, empty where nginx does not start as root. `mark` is what nginx answers to
+    who asks for another name, so that one can tell which configuration it runs.
     """
     upstreams = _upstreams(gateway)
     lines = [
@@ -49,7 +52,7 @@ def configuration(gateway: Gateway, scratch: str, log: str, user: str = "") -> s
         "error_log stderr alert;",
         "events { worker_connections 4096; }",
         "http {",
-        *(f"    {line}" if line else "" for line in _http(gateway, upstreams, scratch, log)),
+        *(f"    {line}" if line else "" for line in _http(gateway, upstreams, scratch, log, mark)),
         "}",
     ]
     return "".join(f"{line}\n" for line in lines)
@@ -71,7 +74,7 @@ def _upstreams(gateway: Gateway) -> Dict[Tuple[str, ...], str]:
     return found
 
 
-def _http(gateway: Gateway, upstreams: Dict[Tuple[str, ...], str], scratch: str, log: str) -> Iterator[str]:
+def _http(gateway: Gateway, upstreams: Dict[Tuple[str, ...], str], scratch: str, log: str, mark: str) -> Iterator[str]:
     yield from (
         "default_type application/json;",
         "server_tokens off;",
@@ -94,7 +97,7 @@ def _http(gateway: Gateway, upstreams: Dict[Tuple[str, ...], str], scratch: str,
     for servers, name in upstreams.items():
         yield from _upstream(name, servers)
     yield from _maps(gateway, upstreams)
-    yield from _servers(gateway)
+    yield from _servers(gateway, mark)
 
 
 def _upstream(name: str, servers: Sequence[str]) -> Iterator[str]:
@@ -170,7 +173,7 @@ def _maps(gateway: Gateway, upstreams: Dict[Tuple[str, ...], str]) -> Iterator[s
         yield from _map("$http_host", "$xinference_who", "$binary_remote_addr", [])
 
 
-def _servers(gateway: Gateway) -> Iterator[str]:
+def _servers(gateway: Gateway, mark: str) -> Iterator[str]:
     address = f"[{gateway.host}]" if ":" in gateway.host else gateway.host
     names = " ".join(f'"[{name}]"' if ":" in name else name.lower() for name in gateway.names)
     tls = [
@@ -185,7 +188,12 @@ def _servers(gateway: Gateway) -> Iterator[str]:
         yield f"limit_req_zone $xinference_who zone=xinference_rate:10m rate={gateway.rate}r/s;"
     yield from _block(
         "server",
-        [f"listen {address}:{gateway.port} ssl default_server;", *tls, _say(421, "This gateway has another name.")],
+        [
+            f"listen {address}:{gateway.port} ssl default_server;",
+            *tls,
+            *_marked(mark),
+            _say(421, "This gateway has another name."),
+        ],
     )
     yield from _block(
         "server",
@@ -196,6 +204,10 @@ def _servers(gateway: Gateway) -> Iterator[str]:
             *_block("location /", _passing(gateway)),
         ],
     )
+
+
+def _marked(mark: str) -> List[str]:
+    return [f"add_header {MARK} {mark} always;"] if mark else []
 
 
 def _passing(gateway: Gateway) -> List[str]:

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import re
 import shutil
-import socket
 import ssl
 import time
 from dataclasses import dataclass
@@ -18,14 +18,13 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 from ..host import release as releases
 from ..host.release import Entry
 from .definition import Gateway
-from .nginx import CERTIFICATE, CONFIGURATION, KEYS, PRIVATE_KEY, configuration, keys_file
+from .nginx import CERTIFICATE, CONFIGURATION, KEYS, MARK, PRIVATE_KEY, configuration, keys_file
 
 PLACE = "gateway"
 """The directory below the root of the collection that holds the releases of the gateway."""
-LOADED = "loaded"
-"""Names the release that nginx read last, so that a run which was interrupted is made up for."""
+IN_A_ROW = 5
+"""Answers of the new configuration after which the workers of the old one have let go of the port."""
 PRIVATE = 0o400
-_PEM = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 _KEY = re.compile(r'"[^"]*"( [A-Za-z0-9])')
 
 
@@ -49,26 +48,26 @@ class Done:
 
 def files(gateway: Gateway, runner: Any, certificate: str, key: str) -> Dict[str, Entry]:
     """The files of a release, private ones for their owner only."""
-    text = configuration(gateway, runner.scratch, runner.log, runner.user)
-    found = {
-        CONFIGURATION: Entry(text),
-        CERTIFICATE: Entry(certificate),
-        PRIVATE_KEY: Entry(key, PRIVATE),
-    }
-    return {**found, KEYS: Entry(keys_file(gateway), PRIVATE)} if gateway.keys else found
+    found = {CERTIFICATE: Entry(certificate), PRIVATE_KEY: Entry(key, PRIVATE)}
+    if gateway.keys:
+        found[KEYS] = Entry(keys_file(gateway), PRIVATE)
+    told = (gateway, runner.scratch, runner.log, runner.user)
+    mark = releases.identity({**found, CONFIGURATION: Entry(configuration(*told))})
+    return {**found, CONFIGURATION: Entry(configuration(*told, mark))}
 
 
 def converge(place: Path, runner: Any, gateway: Gateway, wanted: Mapping[str, Entry], wait: float, dry: bool) -> Done:
     """Make it so; with `dry` only tell. Raises GatewayError, with what nginx said.
 
-    Nothing that runs is touched before nginx has judged the new configuration good.
+    What counts is what runs, so an interrupted run is made up for. Nothing that runs is touched before nginx has judged
+    the new configuration good.
     """
     name = releases.identity(wanted)
     before = releases.current(place)
     diff = releases.difference(_shown(place / releases.RELEASES / str(before)), shown(wanted))
     runs = runner.running()
     stands = before == name and releases.whole(place, wanted)
-    if stands and runs and _loaded(place) == name:
+    if stands and runs and answers(gateway, wanted):
         return Done("none", name, [])
     action = "reload" if runs else "start"
     if dry:
@@ -84,8 +83,7 @@ def converge(place: Path, runner: Any, gateway: Gateway, wanted: Mapping[str, En
         runner.reload()
     else:
         runner.start()
-    await_answer(runner, gateway, wanted[CERTIFICATE].text, wait)
-    (place / LOADED).write_text(f"{name}\n", encoding="ascii")
+    _await_answer(runner, gateway, wanted, wait)
     _forget(place, name)
     return Done(action, name, diff)
 
@@ -101,33 +99,46 @@ def remove(place: Path, runner: Optional[Any], dry: bool) -> bool:
     return there
 
 
-def await_answer(runner: Any, gateway: Gateway, certificate: str, wait: float) -> None:
-    """Wait until this gateway answers on its port. Raises GatewayError with its log when it does not."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(gateway.host, gateway.host)
-    wanted = ssl.PEM_cert_to_DER_cert(_PEM.findall(certificate)[0])
+def answers(gateway: Gateway, wanted: Mapping[str, Entry]) -> bool:
+    """Whether what listens on the gateway's port runs exactly these files."""
+    return _asked(gateway)[0] == _mark(wanted)
+
+
+def _await_answer(runner: Any, gateway: Gateway, wanted: Mapping[str, Entry], wait: float) -> None:
+    """Wait until these files are in force. Raises GatewayError with the log when they do not come to be."""
     limit = time.monotonic() + wait
-    while True:
-        found, problem = _certificate((host, gateway.port))
-        if found == wanted:
-            return
+    row = 0
+    while row < IN_A_ROW:
+        found, problem = _asked(gateway)
+        row = row + 1 if found == _mark(wanted) else 0
         if time.monotonic() > limit:
-            problem = problem or "what answers there has another certificate, so it is another program"
+            problem = problem or "what answers there is another program, or another configuration of this one"
             raise GatewayError(
-                f"The gateway does not answer on {host}:{gateway.port} within {wait:g} s: {problem}\n{runner.said()}"
+                f"The gateway does not answer on port {gateway.port} within {wait:g} s: {problem}\n{runner.said()}"
             )
-        time.sleep(0.2)
+        if not row:
+            time.sleep(0.2)
 
 
-def _certificate(address: Tuple[str, int]) -> Tuple[bytes, str]:
-    """What the listener at an address shows, or why there is nothing. It is compared, so it need not be verified."""
+def _mark(wanted: Mapping[str, Entry]) -> str:
+    found = re.search(f"add_header {MARK} (\\w+)", wanted[CONFIGURATION].text)
+    return found.group(1) if found else ""
+
+
+def _asked(gateway: Gateway) -> Tuple[str, str]:
+    """The mark of the configuration that runs, or why there is none. Nothing secret is sent, so nothing is verified."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(gateway.host, gateway.host)
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
+    connection = http.client.HTTPSConnection(host, gateway.port, timeout=5, context=context)
     try:
-        with socket.create_connection(address, timeout=5) as plain, context.wrap_socket(plain) as secured:
-            return secured.getpeercert(binary_form=True) or b"", ""
-    except OSError as error:
-        return b"", str(error)
+        connection.request("GET", "/", headers={"Host": "configuration.invalid"})
+        return connection.getresponse().getheader(MARK) or "", ""
+    except (OSError, http.client.HTTPException) as error:
+        return "", str(error)
+    finally:
+        connection.close()
 
 
 def shown(wanted: Mapping[str, Entry]) -> Dict[str, str]:
@@ -143,12 +154,6 @@ def _without_secrets(path: str, text: str) -> str:
     if path == PRIVATE_KEY:
         return "(hidden)\n"
     return _KEY.sub(r"(hidden)\1", text) if path == KEYS else text
-
-
-def _loaded(place: Path) -> str:
-    with contextlib.suppress(OSError):
-        return (place / LOADED).read_text(encoding="ascii").strip()
-    return ""
 
 
 def _forget(place: Path, name: str) -> None:
