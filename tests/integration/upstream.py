@@ -72,6 +72,7 @@ class Upstream:
 
 class _Handler(BaseHTTPRequestHandler):
     upstream: Upstream
+    raw_requestline: bytes
     protocol_version = "HTTP/1.1"
     wbufsize = 0
 

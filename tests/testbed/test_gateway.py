@@ -115,7 +115,7 @@ def test_the_image_comes_with_the_bundle(site: Site) -> None:
 
 
 def test_wrong_variables_are_refused_together(site: Site) -> None:
-    wrong = {"xinference_gateway_admin_from": ["10.0.0.300"], "xinference_gateway_body_size": "huge"}
+    wrong: Dict[str, Any] = {"xinference_gateway_admin_from": ["10.0.0.300"], "xinference_gateway_body_size": "huge"}
     said = site.play("gateway", expect=1, xinference_gateway_keys=[{"name": "rag", "key": "short-planted"}], **wrong)
     assert all(word in said for word in ("10.0.0.300", "huge", "the key of rag has 13 characters"))
     assert "short-planted" not in said and not (site.place / "authority").exists()
@@ -161,7 +161,7 @@ def test_a_second_run_changes_nothing(site: Site) -> None:
 
 def test_another_key_is_put_in_force_by_the_same_container(site: Site) -> None:
     before = site.container()["Id"]
-    rotated = {"xinference_gateway_keys": [{"name": "rag", "key": NEXT}]}
+    rotated: Dict[str, Any] = {"xinference_gateway_keys": [{"name": "rag", "key": NEXT}]}
     printed = site.play("gateway", options=["--check", "--diff"], **rotated)
     assert changes(printed) == 1 and NEXT not in printed and site.ask("GET", "/v1/models", KEY) == 200
     site.play("gateway", **rotated)

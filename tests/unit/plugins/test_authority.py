@@ -8,9 +8,15 @@ from __future__ import annotations
 import datetime
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
-from ansible_collections.airgap.xinference.plugins.plugin_utils.authority import AuthorityError, ensure, given
+from ansible_collections.airgap.xinference.plugins.plugin_utils.authority import (
+    AuthorityError,
+    Certificate,
+    ensure,
+    given,
+)
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from cryptography.x509.verification import PolicyBuilder, Store
@@ -20,8 +26,10 @@ NAMES = ["models.bank.example", "10.0.0.5"]
 DAY = datetime.timedelta(days=1)
 
 
-def made(place: Path, names=None, now=NOW, days=397, renew=30, dry=False):
-    return ensure(place / "authority", "gpu-1", names or NAMES, days, renew, now, dry)
+def made(
+    place: Path, names: Any = None, now: datetime.datetime = NOW, renew: int = 30, dry: bool = False
+) -> Certificate:
+    return ensure(place / "authority", "gpu-1", names or NAMES, 397, renew, now, dry)
 
 
 def read(path: Path) -> x509.Certificate:
