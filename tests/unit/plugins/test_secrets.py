@@ -39,11 +39,15 @@ ACCOUNTS = {"username": "root", "password": SECRET, "api_keys": [{"name": "rag",
         ("xinference_release", {"service": SERVICE, "secrets": {"WORD": SECRET}, "accounts": ACCOUNTS}),
         ("xinference_account", {"name": "a", "new_password": SECRET, "username": "root", "password": SECRET}),
         ("xinference_api_key", {"name": "a", "directory": "d", "mask": SECRET, "username": "b", "password": SECRET}),
+        (
+            "xinference_gateway",
+            {"keys": [{"name": "rag", "key": SECRET}], "certificate": "", "certificate_key": SECRET},
+        ),
     ],
 )
 def test_no_secret_in_the_output(module, options, tmp_path):
     arguments: dict[str, Any] = {**options, "_ansible_verbosity": 3, "_ansible_diff": True}
-    if module == "xinference_release":
+    if module in ("xinference_release", "xinference_gateway"):
         arguments["root"] = str(tmp_path)
     else:
         arguments["endpoint"] = "http://127.0.0.1:1"
