@@ -125,7 +125,10 @@ def test_the_same_key_fetches_the_same_embedding_from_another_host(
     before = embedding(old, key)
 
     # While it runs, encrypted, and telling nobody what is in it.
-    recipient = {"xinference_backup_recipient": str(right.with_suffix(".pem")), "xinference_backup_keep": 1}
+    recipient: Dict[str, Any] = {
+        "xinference_backup_recipient": str(right.with_suffix(".pem")),
+        "xinference_backup_keep": 1,
+    }
     old.play("backup", "--check", **recipient)
     assert not (tmp_path / "backups").exists()
     check_unseen(old.play("backup", "-vvv", "--diff", **recipient), old, key)
@@ -145,7 +148,7 @@ def test_the_same_key_fetches_the_same_embedding_from_another_host(
     serve(new)
     with pytest.raises(AccessRefused):
         Client(new.endpoint, api_key=key, timeout=60.0).models()
-    restoring = {"xinference_restore_from": str(archive), "xinference_restore_key": str(right)}
+    restoring: Dict[str, Any] = {"xinference_restore_from": str(archive), "xinference_restore_key": str(right)}
     home = sorted((new.root / "home").rglob("auth/*"))
     refused = new.play("restore", expect=2, **{**restoring, "xinference_restore_key": str(wrong)})
     assert ("cannot be" in refused and "wrong.key" in refused) or "cannot be restored" in refused

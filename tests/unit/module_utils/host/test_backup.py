@@ -13,6 +13,7 @@ import random
 import sqlite3
 import tarfile
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Dict, Tuple
@@ -188,7 +189,7 @@ def test_a_registration_that_is_being_written_is_read_when_it_is_whole(
     host: BackedUp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = host.write("model/v2/embedding/mine.json", '{"model_na')
-    monkeypatch.setattr(backup_take.time, "sleep", lambda _seconds: path.write_text('{"model_name": "whole"}'))
+    monkeypatch.setattr(time, "sleep", lambda _seconds: path.write_text('{"model_name": "whole"}'))
     assert json.loads(taken(host)[1]["home/model/v2/embedding/mine.json"]) == {"model_name": "whole"}
 
 
