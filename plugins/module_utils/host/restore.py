@@ -78,8 +78,8 @@ def plan(index: Index, there: Standing, replace: bool = False, administrator: st
     found = Plan()
     if not there.backend:
         found.problems.append(
-            f"Nothing is served below {there.root}. Ship and serve the host first (playbooks/ship.yml, serve.yml), then "
-            "restore."
+            f"Nothing is served below {there.root}. Ship and serve the host first (playbooks/ship.yml, serve.yml), "
+            "then restore."
         )
         return found
     rows = [file for file in index.files if file.kind != CONFIGURATION]
