@@ -188,7 +188,10 @@ def main() -> None:
         if todo.changed and given["archive"] and not module.check_mode:
             mark = place(root, home, index, contents, todo, given["time"] or "")
             aside = str(root / "state" / mark.aside) if mark.aside else ""
-    module.exit_json(**told(index, todo, aside, bool(given["archive"]) and not module.check_mode))
+    result = told(index, todo, aside, bool(given["archive"]) and not module.check_mode)
+    if not module._diff:
+        del result["diff"]
+    module.exit_json(**result)
 
 
 def told(index: Index, todo: Plan, aside: str, done: bool) -> Dict[str, Any]:

@@ -64,7 +64,7 @@ class NativeHost:
             path.symlink_to(directory)
             paths[name] = {"path": str(path), "digest": f"sha256:{DIGEST}"}
         wheels = {"server": {"path": str(self.root / "wheels/server" / DIGEST), "digest": f"sha256:{DIGEST}"}}
-        (self.root / "state").mkdir()
+        (self.root / "state").mkdir(parents=True)
         (self.root / "state/artifacts.json").write_text(json.dumps({"models": paths, "wheels": wheels}))
         borrow(shared, self.root / "venvs" / DIGEST)
 
