@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Dict, Tuple
 
 import pytest
-from ansible_collections.airgap.xinference.plugins.module_utils.host import backup, backup_take
+from ansible_collections.airgap.xinference.plugins.module_utils.host import backup, backup_take, release
 from ansible_collections.airgap.xinference.plugins.module_utils.host.backup import (
     BackupError,
     Damaged,
@@ -325,3 +325,25 @@ def test_paths_follow_to_another_root() -> None:
     assert moved("x.json", b"{ broken /opt/x/", places) == b"{ broken /opt/x/"
     assert moved("x.json", b'{"a":   "/elsewhere"}', places) == b'{"a":   "/elsewhere"}'
     assert moved("x.json", b'{"a": "/opt/x/m"}', {"/opt/x": "/opt/x"}) == b'{"a": "/opt/x/m"}'
+
+
+@pytest.mark.parametrize(
+    ("reference", "version"),
+    [("xprobe/xinference:v4.1.0", "4.1.0"), ("xprobe/xinference:v3.2.0-cpu", "3.2.0"), ("site/xinference:mine", "")],
+)
+def test_the_version_in_a_container_is_told_by_its_image(tmp_path: Path, reference: str, version: str) -> None:
+    image = {"reference": reference, "image_id": "sha256:1", "digest": "sha256:2"}
+    other = {"reference": "other:v9.9", "image_id": "sha256:3", "digest": "sha256:4"}
+    files = {
+        "server.json": release.Entry(json.dumps({"backend": "docker", "image": "sha256:1"})),
+        "artifacts.json": release.Entry(json.dumps({"images": {"a": other, "b": image}})),
+    }
+    release.make(tmp_path, files)
+    release.switch(tmp_path, release.identity(files))
+    assert backup_take.server_version(tmp_path) == version
+
+
+def test_a_version_that_cannot_be_told_is_none(host: BackedUp) -> None:
+    (host.root / "current/service.json").chmod(0o600)
+    (host.root / "current/service.json").write_text("{}")
+    assert backup_take.server_version(host.root) == ""
