@@ -97,15 +97,6 @@ class Index:
         told = {"format": FORMAT, **asdict(self), "files": [asdict(file) for file in self.files]}
         return (json.dumps(told, indent=1, sort_keys=True) + "\n").encode("utf-8")
 
-    def sizes(self) -> Dict[str, Tuple[int, int]]:
-        """How many files and how many bytes there are of each kind that there is anything of."""
-        found: Dict[str, Tuple[int, int]] = {}
-        for kind in KINDS:
-            sizes = [file.size for file in self.files if file.kind == kind]
-            if sizes:
-                found[kind] = (len(sizes), sum(sizes))
-        return found
-
 
 def kind_of(name: str) -> Optional[str]:
     """Which part of a backup a file belongs to by its name in the archive; None for what belongs to none.

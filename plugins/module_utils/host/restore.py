@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Dict, List, Mapping, Optional, Set, Tuple
 
-from .backup import ACCOUNTS, AUTH, CONFIGURATION, LAUNCHED, File, Index, is_database, numbers
+from .backup import AUTH, CONFIGURATION, LAUNCHED, File, Index, is_database, numbers
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,3 @@ def _configuration(index: Index, there: Standing) -> List[str]:
     if not was or not other:
         return []
     return [f"The configuration stays as the inventory says; the backup has other content in {', '.join(other)}."]
-
-
-def has_accounts(plan: Plan) -> bool:
-    """Whether accounts are put in place."""
-    return any(row.file.kind == ACCOUNTS and row.action != "keep" for row in plan.rows)
