@@ -1,11 +1,12 @@
 # Copyright: airgap.xinference engineers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A native deployment in a directory: shipped models, a real release, and a real server started as its manager would."""
+"""A native deployment in a directory: shipped models, a real release, a real server started as its manager would."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -33,7 +34,7 @@ def offline() -> Dict[str, str]:
     return {**found, "XINFERENCE_MODEL_SRC": "huggingface"}
 
 
-class Native41:
+class NativeHost:
     """A host with the root directory `root`, whose server is a real Xinference from the tests' own environment."""
 
     def __init__(self, place: Path, version: str, auth: bool = False) -> None:
@@ -126,8 +127,6 @@ class Native41:
 
     def play(self, *arguments: str, **variables: Any) -> subprocess.CompletedProcess[str]:
         """Run playbooks/diagnose.yml against this host."""
-        import json
-
         known = {"xinference_root": str(self.root), "xinference_port": self.port, **variables}
         program = str(Path(sys.executable).with_name("ansible-playbook"))
         command: List[str] = [program, "-i", "inventories/quickstart", "playbooks/diagnose.yml"]
