@@ -20,6 +20,7 @@ from ansible_collections.airgap.xinference.plugins.module_utils.host import comp
 from ansible_collections.airgap.xinference.plugins.module_utils.host.docker_cli import Answer
 from ansible_collections.airgap.xinference.plugins.module_utils.host.support_pack import Leak, end_of, pack
 from ansible_collections.airgap.xinference.plugins.module_utils.host.yaml_text import yaml_text
+from ansible_collections.airgap.xinference.plugins.module_utils.scrubbing import Scrubber
 
 PLANTED: Dict[str, str] = {
     "server.env": "env-$ecret'One x",
@@ -231,7 +232,7 @@ def test_logs_are_cut_to_their_ends_at_a_line(root: Path, tmp_path: Path) -> Non
 
 
 def test_nothing_is_given_away_where_a_secret_is_left(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(support_pack.Scrubber, "clean", lambda _self, text: text)
+    monkeypatch.setattr(Scrubber, "clean", lambda _self, text: text)
     with pytest.raises(Leak) as caught:
         packed(root)
     assert not any(secret in str(caught.value) for secret in ALL)
