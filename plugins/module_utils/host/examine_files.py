@@ -153,13 +153,14 @@ def _unread(wanted: List[File], done: int) -> set:
 def permissions(root: Path, seen: Deployed, uid: Optional[int]) -> Dict[str, Any]:
     """Files with rights or owners that they ought not to have; `uid` is the native server's user, None for unknown.
 
-    `readable` are files with secrets that others can open, `writable` what others can change, `strangers` what belongs
-    to somebody else than the server's user, `closed` what its owner may not use. `home` is the mode of the home.
+    `readable` are files with secrets that others can open, `writable` what others can change, `strangers` what in the
+    home belongs to somebody else than the server's user (when it does not run: than the home itself), `closed` what its
+    owner may not use. `home` is the mode of the home.
     """
     found: Dict[str, Any] = {"readable": [], "writable": [], "strangers": [], "closed": [], "home": "", "user": ""}
     if uid is None:
         with contextlib.suppress(OSError):
-            uid = (root / "releases").stat().st_uid
+            uid = Path(seen.home).stat().st_uid if seen.home else None
     found["user"] = "" if uid is None else user_name(uid)
     for path, status in _secrets(root, seen):
         if status.st_mode & 0o004 and _reached(path.parent):
@@ -170,7 +171,8 @@ def permissions(root: Path, seen: Deployed, uid: Optional[int]) -> Dict[str, Any
             found["writable"].append(_row(path, status))
         if stat.S_ISDIR(status.st_mode) and mode & 0o700 != 0o700 and _is_top(root, seen, path):
             found["closed"].append(_row(path, status))
-        if seen.backend == "native" and uid is not None and status.st_uid != uid:
+        own = path == Path(seen.home) or Path(seen.home) in path.parents
+        if seen.backend == "native" and own and uid is not None and status.st_uid != uid:
             found["strangers"].append(_row(path, status))
     with contextlib.suppress(OSError):
         found["home"] = f"{stat.S_IMODE(Path(seen.home).stat().st_mode):04o}" if seen.home else ""

@@ -17,9 +17,13 @@ from ansible_collections.airgap.xinference.plugins.module_utils.host import (
     examine_files,
     examine_server,
     release,
+    server_log,
+    standing,
 )
+from ansible_collections.airgap.xinference.plugins.module_utils.host import examine as examining
 from ansible_collections.airgap.xinference.plugins.module_utils.host.definition import json_text
 from ansible_collections.airgap.xinference.plugins.module_utils.host.deployed import Deployed, deployed
+from ansible_collections.airgap.xinference.plugins.module_utils.host.docker_cli import Answer, DockerError
 from ansible_collections.airgap.xinference.plugins.module_utils.host.examine import examine
 from ansible_collections.airgap.xinference.plugins.module_utils.host.known_secrets import known_secrets
 from ansible_collections.airgap.xinference.plugins.module_utils.host.release import Entry
@@ -245,3 +249,113 @@ def test_a_program_that_dies_before_it_can_log() -> None:
     text = "Traceback (most recent call last):\n  File x\nModuleNotFoundError: No module named 'xinference'\n"
     assert "No module named" in startup(text)["errors"]
     assert startup("Starting\nall is well\n") == {"errors": "", "up": False}
+
+
+INSPECTED: Dict[str, Any] = {
+    "Id": "c0ffee" * 10,
+    "Name": "/x-server-1",
+    "RestartCount": 0,
+    "State": {
+        "Status": "running",
+        "Running": True,
+        "Pid": 1,
+        "StartedAt": "2026-11-20T10:08:11.75Z",
+        "Health": {"Status": "healthy", "Log": []},
+    },
+    "Config": {"Env": ["HF_HUB_OFFLINE=0", f"SITE_TOKEN={SECRET}"]},
+    "NetworkSettings": {"Ports": {"9997/tcp": [{"HostIp": "0.0.0.0", "HostPort": "9"}]}},
+}
+
+
+class FakeDocker:
+    """An engine that answers as a recorded one did; `answers` go over what it says."""
+
+    answers: Dict[str, Answer] = {}
+    inspected: Any = INSPECTED
+
+    def __init__(self, _address: Any = None) -> None:
+        pass
+
+    def container(self, _labels: Any) -> Any:
+        return self.inspected
+
+    def info(self) -> Dict[str, Any]:
+        return {"DockerRootDir": "/"}
+
+    def image_id(self, names: List[str]) -> Any:
+        return names[0] if "image" not in self.answers else None
+
+    def ask(self, *words: str, **_options: Any) -> Answer:
+        return self.answers.get(words[0], Answer(0, "", ""))
+
+    def inside(self, _container: str, *words: str) -> Answer:
+        return self.answers.get(words[0], Answer(0, "", ""))
+
+
+@pytest.fixture
+def containered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A host whose server runs in a container of the fake engine."""
+    for module in (examining, standing, server_log):
+        monkeypatch.setattr(module, "Docker", FakeDocker)
+    monkeypatch.setattr(FakeDocker, "answers", {})
+    monkeypatch.setattr(FakeDocker, "inspected", INSPECTED)
+    for name in ("partial", "models/bge-m3", "home"):
+        (tmp_path / name).mkdir(parents=True)
+    server = {
+        "environment": {"HF_HUB_OFFLINE": "1"},
+        "ports": [{"target": 9997, "published": "9", "host_ip": "0.0.0.0"}],
+        "volumes": [
+            {"type": "bind", "source": str(tmp_path / "home"), "target": compose.HOME},
+            {"type": "bind", "source": str(tmp_path / "models"), "target": "/models", "read_only": True},
+        ],
+    }
+    view = {"backend": "docker", "project": "x", "service": "server", "image": "sha256:1"}
+    view.update(endpoint="http://127.0.0.1:9", gpus=[{"index": 0, "names": ["0", "GPU-a"]}])
+    files = {
+        "compose.yaml": Entry(yaml_text({"name": "x", "services": {"server": server}})),
+        "server.json": Entry(json_text(view)),
+        "models.json": Entry("[]\n", 0o400),
+        "artifacts.json": Entry(json_text({"models": {}})),
+    }
+    release.make(tmp_path, files)
+    release.switch(tmp_path, release.identity(files))
+    return tmp_path
+
+
+def test_a_container_is_looked_at(containered: Path) -> None:
+    FakeDocker.answers["nvidia-smi"] = Answer(0, "GPU 0: NVIDIA L40S (UUID: GPU-a)\n", "")
+    told = examine(containered)
+    assert told["problems"] == {} and told["container"] and told["image"] and told["unseen"] == []
+    assert told["server"]["state"] == "running" and told["process"]["pid"] == 1 and told["process"]["status"] == ""
+    assert told["switches"] == {"release": {"HF_HUB_OFFLINE": "1"}, "running": {"HF_HUB_OFFLINE": "0"}}
+    assert told["port"]["bound"] == ["0.0.0.0"] and told["gpus"]["lost"] == []
+    assert SECRET not in json.dumps(told)
+
+
+def test_a_container_that_lost_its_gpus_and_its_models(containered: Path) -> None:
+    FakeDocker.answers["nvidia-smi"] = Answer(255, "", "Failed to initialize NVML: Unknown Error")
+    FakeDocker.answers["sh"] = Answer(0, "/models/bge-m3\n", "")
+    FakeDocker.answers["image"] = Answer(1, "", "")
+    told = examine(containered)
+    assert told["gpus"]["lost"] == ["0"] and "NVML" in told["gpus"]["problem"]
+    assert told["unseen"] == ["/models/bge-m3"] and told["image"] is False
+
+
+def test_a_container_that_ended_tells_why(containered: Path) -> None:
+    state = {"Status": "exited", "Running": False, "ExitCode": 137, "OOMKilled": True}
+    FakeDocker.inspected = {**INSPECTED, "State": state}
+    FakeDocker.answers["logs"] = Answer(0, "Traceback (most recent call last):\nRuntimeError: odd\n", "")
+    told = examine(containered)
+    assert told["process"]["pid"] is None and "killed for want of memory" in told["process"]["status"]
+    assert "RuntimeError: odd" in told["log"]["errors"]
+    assert told["switches"]["running"] is None and told["unseen"] == []
+
+
+def test_an_engine_that_is_down_is_told(containered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def down(_self: Any, _labels: Any) -> Any:
+        raise DockerError("The Docker Engine cannot be asked for its containers: Cannot connect")
+
+    monkeypatch.setattr(FakeDocker, "container", down)
+    told = examine(containered)
+    assert "Cannot connect" in told["problems"]["container"] and not told["container"]
+    assert told["deployed"]["backend"] == "docker" and told["volumes"]
