@@ -19,6 +19,8 @@ SLOW = 3.0
 """Seconds after which an answer to `/status` is late."""
 MODELS = "playbooks/models.yml"
 LAST_LINES = 6
+DOWN = ("stopped", "absent", "exited", "dead", "created")
+"""States of a server that does not run."""
 
 
 def judge_start(facts: Facts) -> list[Finding]:
@@ -27,39 +29,34 @@ def judge_start(facts: Facts) -> list[Finding]:
     if not server.get("release"):
         return []
     found = []
-    runs = server.get("state") not in ("stopped", "absent", "exited", "dead", "created")
+    runs = server.get("state") not in DOWN
     if server.get("problem"):
-        found.append(Finding("start-up log", "", server["problem"], ""))
-    known = diagnose(log.get("errors") or "") if log.get("errors") else None
-    answers = (facts["port"] or {}).get("answers")
+        told, _mark, cure = server["problem"].rpartition("; ")
+        found.append(Finding("start-up log", "a server as its release wants it", told or cure, cure if told else SERVE))
+    cause, cure = _reason(log.get("errors") or "", facts)
     if not runs:
-        wanted, told = "a server that runs", _ended(facts)
-        # The cause below has a cure of its own.
+        told = ". ".join(text.rstrip(".") for text in (_ended(facts), cause) if text)
         found.append(
-            Finding(
-                "start-up log", wanted, told, "" if known else f"{start(facts)}; {show_log(facts)} shows why it ended"
-            )
+            Finding("start-up log", "a server that runs", told, " ".join(text for text in (cure, start(facts)) if text))
         )
-    elif (facts["process"] or {}).get("status") and not answers:
-        found.append(
-            Finding("start-up log", "a container that is healthy", facts["process"]["status"], show_log(facts))
-        )
-    if answers:
         return found
-    if known:
-        cure = known.cure + ("" if runs else f" Then {start(facts)}.")
-        found.append(Finding("start-up log", "a start without errors", known.cause, cure))
-    elif log.get("errors"):
-        last = " | ".join(line.strip() for line in log["errors"].splitlines()[-LAST_LINES:] if line.strip())
-        found.append(
-            Finding(
-                "start-up log",
-                "a start without errors",
-                f"its last words: {last[-600:]}",
-                f"{show_log(facts)} shows more",
-            )
-        )
+    if (facts["port"] or {}).get("answers"):
+        return found
+    if (facts["process"] or {}).get("status"):
+        told = facts["process"]["status"]
+        found.append(Finding("start-up log", "a container that is healthy", told, f"{show_log(facts)} shows why"))
+    if cause:
+        found.append(Finding("start-up log", "a start without errors", cause, f"{cure} {restart(facts)}"))
     return found
+
+
+def _reason(errors: str, facts: Facts) -> tuple[str, str]:
+    """Why a server does not start, and what to do about that, by what it printed; empty when it printed no error."""
+    known = diagnose(errors) if errors else None
+    if known:
+        return known.cause, f"{known.cure} Then"
+    last = " | ".join(line.strip() for line in errors.splitlines()[-LAST_LINES:] if line.strip())
+    return (f"its last words: {last[-600:]}" if last else ""), f"{show_log(facts)} shows more;"
 
 
 def _ended(facts: Facts) -> str:
@@ -94,7 +91,7 @@ def judge_port(facts: Facts) -> list[Finding]:
         for one in seen.get("listeners") or []
         if not one["ours"]
     ]
-    runs = facts["server"].get("state") not in ("stopped", "absent", "exited", "dead", "created", "unknown")
+    runs = facts["server"].get("state") not in (*DOWN, "unknown")
     ours = any(one["ours"] for one in seen.get("listeners") or [])
     if runs and not ours and not found:
         told = "nobody listens there, though the server runs: it is still starting, or hangs"
@@ -193,7 +190,7 @@ def judge_access(facts: Facts, open_allowed: bool) -> list[Finding]:
 def judge_keeper(facts: Facts) -> list[Finding]:
     """Whether the keeper is at its work."""
     seen = facts["keeper"] or {}
-    up = (facts["server"] or {}).get("state") not in ("stopped", "absent", "exited", "dead", "created")
+    up = (facts["server"] or {}).get("state") not in DOWN
     if seen.get("state") in ("silent", "absent") and up:
         told = "it never ran" if seen["state"] == "absent" else "it wrote nothing for minutes"
         return [Finding("keeper", "a keeper that runs", told, keeper_start(facts))]

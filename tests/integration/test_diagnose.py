@@ -153,7 +153,7 @@ def test_a_damaged_and_a_lost_blob(running: NativeHost) -> None:
 def test_a_server_that_was_killed_and_a_stranger_on_its_port(running: NativeHost) -> None:
     running.kill()
     found = one(diagnosed(running), "start-up log")
-    assert re.fullmatch(r"it ended with code -9 after [\d.]+ s", found.found) and "xinferencectl start" in found.cure
+    assert re.match(r"it ended with code -9 after [\d.]+ s", found.found) and "xinferencectl start" in found.cure
     with socket.socket() as stranger:
         stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         stranger.bind(("127.0.0.1", running.port))
