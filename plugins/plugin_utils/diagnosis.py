@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from .diagnosis_files import judge_denials, judge_integrity, judge_labels, judge_mounts, judge_rights
+from .diagnosis_files import judge_denials, judge_integrity, judge_labels, judge_mounts, judge_rights, refused, several
 from .diagnosis_server import (
     judge_access,
     judge_gpus,
@@ -20,7 +20,7 @@ from .diagnosis_server import (
     judge_start,
     judge_switches,
 )
-from .findings import PROBLEM, Facts, Finding, details
+from .findings import PROBLEM, WARNING, Facts, Finding, details
 
 WORST_FIRST = {PROBLEM: 0}
 AREAS = {
@@ -44,6 +44,12 @@ AREAS = {
     "models": "models",
 }
 """What of the facts belongs to which check."""
+CURES = {
+    "engine": "start the Docker Engine (systemctl start docker), and look at `docker info` on the host",
+    "container": "start the Docker Engine (systemctl start docker), and look at `docker info` on the host",
+    "release": "playbooks/serve.yml makes the release anew",
+}
+"""What to do about areas without which nothing can work."""
 
 
 def judge(facts: Facts, open_allowed: bool = False) -> list[Finding]:
@@ -82,17 +88,19 @@ def _absent(facts: Facts) -> Finding:
 
 
 def _unknown(facts: Facts) -> list[Finding]:
-    """What could not be looked at, which may hide anything."""
+    """What could not be looked at, which may hide anything. What was for want of rights is told once."""
+    denied = {area: why for area, why in facts["problems"].items() if refused(why)}
     found = []
     for area, why in facts["problems"].items():
-        right = "PermissionError" in why or "permission denied" in why.lower()
-        cure = "run as root (ansible_become: true)" if right else "mend that, then run again"
-        if area in ("engine", "container"):
-            cure = "start the Docker Engine (systemctl start docker), and look at `docker info` on the host"
-        if area == "release":
-            cure = "playbooks/serve.yml makes the release anew"
-        severity = PROBLEM if area in ("engine", "container", "release") and not right else "warning"
-        found.append(Finding(AREAS.get(area, area), "", why, cure, severity))
+        if area in denied:
+            continue
+        cure, severity = CURES.get(area, "mend that, then run again"), PROBLEM if area in CURES else WARNING
+        found.append(Finding(AREAS.get(area, area), "a host that can be looked at", why, cure, severity))
+    if denied or refused((facts["server"] or {}).get("problem") or ""):
+        checks = several(dict.fromkeys(AREAS.get(area, area) for area in denied)) or "the release"
+        told = f"{facts['user']} may not look at everything: {checks}"
+        wanted = f"a user who may read what is below {facts['root']}, and ask the Docker Engine"
+        found.append(Finding("rights", wanted, told, "run as root: ansible_become: true", WARNING))
     return found
 
 
@@ -121,5 +129,5 @@ def summary(results: Mapping[str, Sequence[Mapping[str, str]]]) -> str:
         return f"Diagnosed {hosts}: nothing was found."
     severe = sum(row["severity"] == PROBLEM for row in every)
     sick = sum(bool(rows) for rows in results.values())
-    which = "1 of which is a problem" if severe == 1 else f"{severe} of which are problems"
+    which = f"{severe} of which are problems" if severe > 1 else f"{'1' if severe else 'none'} of which is a problem"
     return f"Diagnosed {hosts}: {count(every)} on {sick} of them, {which}."

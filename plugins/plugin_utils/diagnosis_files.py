@@ -218,5 +218,10 @@ def several(texts: Iterable[str]) -> str:
     return ", ".join(every[:SHOWN]) + (f" and {len(every) - SHOWN} more" if len(every) > SHOWN else "")
 
 
+def refused(text: str) -> bool:
+    """Whether an error is one of missing rights."""
+    return "permission denied" in text.lower() or "PermissionError" in text
+
+
 def _mode(row: Mapping[str, Any]) -> str:
     return f"{row['path']} (mode {row['mode']}, owner {row['owner']})"

@@ -11,7 +11,7 @@ from typing import Any
 from ansible_collections.airgap.xinference.plugins.module_utils.host import offline
 from ansible_collections.airgap.xinference.plugins.module_utils.server.diagnose import diagnose
 
-from .diagnosis_files import SERVE, several
+from .diagnosis_files import SERVE, refused, several
 from .findings import WARNING, Facts, Finding
 
 LOOPBACK = ("127.", "::1", "localhost")
@@ -30,7 +30,7 @@ def judge_start(facts: Facts) -> list[Finding]:
         return []
     found = []
     runs = server.get("state") not in DOWN
-    if server.get("problem"):
+    if server.get("problem") and not refused(server["problem"]):
         told, _mark, cure = server["problem"].rpartition("; ")
         found.append(Finding("start-up log", "a server as its release wants it", told or cure, cure if told else SERVE))
     cause, cure = _reason(log.get("errors") or "", facts)

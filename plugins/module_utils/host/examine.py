@@ -77,8 +77,10 @@ def examine(
     put("permissions", lambda: examine_files.permissions(root, seen, process.get("uid")), {})
     put("selinux", lambda: examine_files.labels(root, seen), {})
     put("denials", lambda: examine_files.denials(root, process.get("pids") or []), {})
-    access = put("access", lambda: examine_server.access(seen), {}) or {}
-    put("gpus", lambda: examine_server.gpus(seen, docker, inside, bool(access.get("auth"))), {})
+    answers = bool((found["port"] or {}).get("answers"))
+    access = put("access", lambda: examine_server.access(seen, answers), {}) or {}
+    asked = answers and access.get("auth") is False
+    put("gpus", lambda: examine_server.gpus(seen, docker, inside, asked), {})
     put("switches", lambda: examine_server.switches(root, seen, process, inside), {})
     put("keeper", lambda: standing.keeper(root), {})
     put("models", lambda: _models(root, seen, found, credentials or {}), {"asked": False, "rows": []})

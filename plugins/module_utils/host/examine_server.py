@@ -128,13 +128,14 @@ def _variables(words: List[str]) -> Dict[str, str]:
     return {name: value for name, mark, value in (word.partition("=") for word in words) if mark}
 
 
-def access(seen: Deployed) -> Dict[str, Any]:
+def access(seen: Deployed, answers: bool = True) -> Dict[str, Any]:
     """Who may use the server: `auth` (None when it does not tell), `needs_setup`: whether there is no account yet.
 
-    `example` is whether it goes by the accounts of Xinference's manual, `config` the file with accounts, if any.
+    `example` is whether it goes by the accounts of Xinference's manual, `config` the file with accounts, if any. One
+    that gives no `answers` is not asked.
     """
     found: Dict[str, Any] = {"auth": None, "needs_setup": None, "example": False, "config": ""}
-    told = _json(f"{seen.endpoint}/v1/cluster/auth") if seen.endpoint else None
+    told = _json(f"{seen.endpoint}/v1/cluster/auth") if seen.endpoint and answers else None
     if isinstance(told, dict) and isinstance(told.get("auth"), bool):
         found["auth"] = told["auth"]
     if found["auth"]:
@@ -166,18 +167,18 @@ def auth_config(seen: Deployed) -> str:
     return ""
 
 
-def gpus(seen: Deployed, docker: Optional[Docker], inside: Optional[Mapping[str, Any]], auth: bool) -> Dict[str, Any]:
+def gpus(seen: Deployed, docker: Optional[Docker], inside: Optional[Mapping[str, Any]], asked: bool) -> Dict[str, Any]:
     """The GPUs `given` to the server, those of the `host` (as `facts.gpus`), and what a container sees of them.
 
-    `lost` and `problem` are as in `container.Gpus`; `counted` is what the server itself says, None when it does not.
+    `lost` and `problem` are as in `container.Gpus`; `counted` is what the server itself says when it is `asked`, None
+    when it does not. One with authentication might take the question for a refused login.
     """
     found: Dict[str, Any] = {"given": [names[0] for names in seen.gpus], "host": None, "lost": [], "problem": ""}
     found["counted"] = None
     if not seen.gpus:
         return found
     found["host"] = facts.gpus()
-    # A server with authentication would count the question as a refused one.
-    found["counted"] = None if auth else container.counted(seen.endpoint)
+    found["counted"] = container.counted(seen.endpoint) if asked else None
     if docker is not None and inside is not None and inside["State"].get("Running"):
         listed, said = container.listed(docker, str(inside["Id"]))
         told = container.compare(seen.gpus, listed, found["counted"], said)

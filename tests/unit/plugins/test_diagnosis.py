@@ -345,7 +345,17 @@ CASES: list[tuple[str, dict[str, Any], list[tuple[str, str, str]]]] = [
     (
         "few rights",
         facts(problems={"integrity": "PermissionError: [Errno 13] Permission denied"}),
-        [("integrity", "Permission denied", "ansible_become: true")],
+        [("rights", "root may not look at everything: integrity", "ansible_become: true")],
+    ),
+    (
+        "hardly any rights",
+        facts(
+            server__problem="There is no release in force: [Errno 13] Permission denied: 'x'; run playbooks/serve.yml",
+            server__state="unknown",
+            deployed__port=0,
+            problems={"release": "PermissionError: x", "permissions": "PermissionError: y", "models": "odd"},
+        ),
+        [("models", "odd", "mend that"), ("rights", "everything: integrity, permissions", "ansible_become: true")],
     ),
     (
         "engine down",
