@@ -93,7 +93,8 @@ def judge_port(facts: Facts) -> list[Finding]:
     ]
     runs = facts["server"].get("state") not in (*DOWN, "unknown")
     ours = any(one["ours"] for one in seen.get("listeners") or [])
-    if runs and not ours and not found:
+    # An engine without a proxy of its own passes on to the container and listens nowhere.
+    if runs and not ours and not found and not seen.get("answers"):
         told = "nobody listens there, though the server runs: it is still starting, or hangs"
         found.append(
             Finding("port", f"{place} is the server's", told, f"wait a minute and run again; then {show_log(facts)}")

@@ -39,7 +39,10 @@ def known_secrets(root: Path, seen: Deployed, inside: Optional[Mapping[str, Any]
     if seen.home:
         auth = Path(seen.home) / "auth"
         for path in auth.glob("*") if auth.is_dir() else ():
-            found |= set(_of_database(path) if path.suffix == ".db" else _of_any(path))
+            if path.suffix == ".db":
+                found |= set(_of_database(path))
+            elif ".db-" not in path.name:
+                found |= set(_of_any(path))
     config = auth_config(seen)
     if config:
         found |= set(_of_any(Path(config)))

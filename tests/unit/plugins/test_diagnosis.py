@@ -205,6 +205,7 @@ CASES: list[tuple[str, dict[str, Any], list[tuple[str, str, str]]]] = [
         [("port", "does not answer: timed out", "xinferencectl restart")],
     ),
     ("still starting", facts(port__answers=False, port__listeners=[]), [("port", "nobody listens", "wait a minute")]),
+    ("an engine without a proxy", docker(port__listeners=[]), []),
     ("slow", facts(port__took_s=4.2), [("port", "4.2 s", "top")]),
     (
         "elsewhere",
