@@ -40,7 +40,12 @@ OF_A_CALL = re.compile(r"\[request [0-9a-f-]+\] Leave \w+, error: |\s+request_id
 SERVERS_OWN = re.compile(r"\b(?:xinference\.|uvicorn|asyncio\b)")
 # What uvicorn prints when the API is up; from then on errors may be those of requests.
 UP = re.compile(r"Application startup complete|Uvicorn running on")
-FATAL = re.compile(r"^(?:usage: |Error: |error: )|^Traceback \(most recent call last\)")
+# What is said without a time: by the command line, by uvicorn before it can log, by Python.
+FATAL = re.compile(
+    r"^(?:usage: |Error: |error: |(?:ERROR|CRITICAL): |\[Errno \d+\] |Traceback \(most recent call last\))"
+)
+# What the program that runs a native server prints last.
+ENDED = re.compile(r"^The server ended with code .*$", re.MULTILINE)
 MOST_ERRORS = 16 * 1024
 REPLICA = re.compile(r"\S-rep\d+(?![\w-])")
 
@@ -99,6 +104,8 @@ def startup(text: str, since: float = 0.0) -> Dict[str, Any]:
     """
     found: List[str] = []
     up = False
+    runs = [part for part in ENDED.split(text) if part.strip()]
+    text = runs[-1].strip("\n") if runs else ""
     for head, body in _records(text, since):
         whole = "\n".join([head, *body])
         if LEVEL.search(head[:120]) or any(RAISED.match(line) or FATAL.match(line) for line in body):

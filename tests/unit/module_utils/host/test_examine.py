@@ -245,6 +245,15 @@ def test_errors_of_the_start_and_not_those_of_requests() -> None:
     assert not down["up"] and "a request was wrong" in down["errors"]
 
 
+def test_only_the_last_start_counts() -> None:
+    before = LOG + "The server ended with code -9 after 90.9 s\n"
+    ended = "The server ended with code 3 after 12.2 s\n"
+    told = startup(f"{before}[Errno 98] Address already in use\n{ended}")
+    assert told == {"errors": "[Errno 98] Address already in use", "up": False}
+    assert startup(f"{before}Starting\n{ended}") == {"errors": "", "up": False}
+    assert "No space left" in startup(f"{ended}{LOG}")["errors"]
+
+
 def test_a_program_that_dies_before_it_can_log() -> None:
     text = "Traceback (most recent call last):\n  File x\nModuleNotFoundError: No module named 'xinference'\n"
     assert "No module named" in startup(text)["errors"]
