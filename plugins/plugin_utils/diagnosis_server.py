@@ -211,7 +211,7 @@ def judge_models(facts: Facts) -> list[Finding]:
     found = []
     if seen.get("problem"):
         told = f"the server does not tell: {seen['problem']}"
-        cure = "correct xinference_username and xinference_password, and run once (a server bans who fails often)"
+        cure = "set xinference_username and xinference_password; try once, a server bans who fails often"
         if "requests" in seen["problem"] and "not there" in seen["problem"]:
             cure = "playbooks/ship.yml brings the library"
         found.append(Finding("models", "a list of the models", told, cure, WARNING))

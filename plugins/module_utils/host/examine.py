@@ -94,6 +94,9 @@ def _models(root: Path, seen: Deployed, found: Mapping[str, Any], credentials: M
     """
     if not seen.endpoint or not (found["port"] or {}).get("answers"):
         return {"asked": False, "problem": "", "rows": standing.unknown(root)}
+    if (found["access"] or {}).get("auth") and not (credentials.get("api_key") or credentials.get("username")):
+        problem = "it asks for credentials, and none were given"
+        return {"asked": False, "problem": problem, "rows": standing.unknown(root)}
     if REQUESTS_ERROR:
         problem = "the library requests is not there"
         return {"asked": False, "problem": problem, "rows": standing.unknown(root)}
