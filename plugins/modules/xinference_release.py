@@ -158,6 +158,25 @@ options:
         type: str
         choices: [auto, "yes", "no"]
         default: auto
+      user:
+        description:
+          - As whom the container runs, a number or C(uid:gid). What the server writes on the host is given to them.
+          - Empty means the user of the image.
+        type: str
+        default: ""
+      read_only:
+        description:
+          - Whether the container's own files are read-only, so that the server writes to its mounted directories and to
+            memory, and nowhere else. V(auto) means yes.
+        type: str
+        choices: [auto, "yes", "no"]
+        default: auto
+      isolated:
+        description:
+          - Whether the server is on a network without a way out. The port is then published by a container beside it,
+            which passes connections on and begins none.
+        type: bool
+        default: false
       mounts:
         description: More files and directories of the host. A file whose content changes recreates the container.
         type: list
@@ -320,13 +339,14 @@ directory:
 import contextlib
 import json
 import shutil
-from pathlib import Path
-from typing import Any, Dict, List, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, Dict, List, Mapping, Tuple
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.airgap.xinference.plugins.module_utils._ansible import failing, hide
 from ansible_collections.airgap.xinference.plugins.module_utils.host import (
     compose,
+    container_user,
     definition,
     docker_release,
     facts,
@@ -377,6 +397,9 @@ CONTAINER = {
     "stop_timeout": {"type": "int", "default": 30},
     "start_timeout": {"type": "int", "default": 180},
     "selinux": {"type": "str", "choices": ["auto", "yes", "no"], "default": "auto"},
+    "user": {"type": "str", "default": ""},
+    "read_only": {"type": "str", "choices": ["auto", "yes", "no"], "default": "auto"},
+    "isolated": {"type": "bool", "default": False},
     "mounts": {"type": "list", "elements": "dict", "default": [], "options": MOUNT},
     "options": {"type": "dict", "default": {}},
 }
@@ -425,13 +448,17 @@ def main() -> None:
                 module.exit_json(changed=False, release="", previous=None, keeper=False, directory="")
         wanted, previous = release.identity(files), release.current(root)
         before = release.read(root / "current")
-        changed = wanted != previous or not release.whole(root, files)
+        user, others = owner(module, root)
+        changed = wanted != previous or not release.whole(root, files) or bool(others)
         if changed and not module.check_mode:
             if module.params["service"] or module.params["container"]:
                 refuse_other(root, "native" if module.params["service"] else "docker", module.params["docker_host"])
             release.make(root, files)
             if module.params["container"]:
                 check_project(module, root, wanted, result["compose_plugin"])
+            if others:
+                docker_release.stop(Docker(module.params["docker_host"]), root)
+                container_user.hand_over(user, others)
             release.switch(root, wanted)
     result["keeper"] = keeper_release.PROGRAM in files
     result.update(release=wanted, previous=previous, directory=str(root / release.RELEASES / wanted))
@@ -489,7 +516,9 @@ def container(module: AnsibleModule, root: Path) -> Dict[str, release.Entry]:
     if docker_release.needs_index(source):
         index = docker_release.image_of(artifacts, wanted["index_image"], "xinference_server_index_image")
         index_image = engine_id(module, docker, index)
-    info = docker.info() if wanted["gpus"] or module.params["keeper"] is not None else {}
+    info = docker.info()
+    user = container_user.user_of(wanted["user"], info)
+    written = compose.written(PurePosixPath(root), wanted["home"])
     server, secrets = docker_release.server_from(
         wanted,
         root,
@@ -501,6 +530,7 @@ def container(module: AnsibleModule, root: Path) -> Dict[str, release.Entry]:
         wheels,
         gpu_driver(info) if wanted["gpus"] else "nvidia",
         docker_release.keeper_user(root, info) if module.params["keeper"] is not None else ("", ""),
+        (user, container_user.capabilities(user, written, info)),
     )
     docker_release.refuse_strangers(docker, root, wanted["project"])
     docker_release.refuse_faults(server, secrets, not module.check_mode)
@@ -509,6 +539,15 @@ def container(module: AnsibleModule, root: Path) -> Dict[str, release.Entry]:
             Path(directory).mkdir(parents=True, exist_ok=True)
     keeper = keeper_files(module, compose.inner_endpoint(server))
     return docker_release.files(server, secrets, module.params["models"], artifacts, keeper)
+
+
+def owner(module: AnsibleModule, root: Path) -> Tuple[str, List[str]]:
+    """As whom a container of its own user runs, and the directories that have to be given to that user first."""
+    wanted = module.params["container"]
+    if not wanted or not wanted["user"]:
+        return "", []
+    user = container_user.user_of(wanted["user"], {})
+    return user, container_user.not_theirs(user, compose.written(PurePosixPath(root), wanted["home"]))
 
 
 def check_project(module: AnsibleModule, root: Path, wanted: str, plugin: Mapping[str, str]) -> None:

@@ -144,6 +144,10 @@ def test_the_server_runs_as_the_inventory_says(site: Site) -> None:
     mounts = {one["Destination"]: one["RW"] for one in seen["Mounts"]}
     assert mounts["/models"] is False and mounts["/root/.cache/vllm"] is True
     assert seen["Image"] == seen["Config"]["Image"]
+    assert seen["HostConfig"]["ReadonlyRootfs"] and seen["HostConfig"]["CapDrop"] == ["ALL"]
+    assert seen["HostConfig"]["SecurityOpt"] == ["no-new-privileges:true"] and not seen["HostConfig"]["CapAdd"]
+    status = site.inside("cat", "/proc/1/status")
+    assert re.search(r"CapEff:\t0+\nCapBnd:\t0+\n", status) and "NoNewPrivs:\t1" in status
 
 
 def test_secrets_arrive_and_are_in_no_file_that_others_can_read(site: Site) -> None:
@@ -221,6 +225,52 @@ def test_a_project_of_the_same_name_is_left_alone(site: Site) -> None:
         assert "xinference-web-1" in site.host.docker("ps", "--all", "--format", "{{.Names}}").split()
     finally:
         site.host.docker("rm", "xinference-web-1")
+
+
+def lookups(site: Site) -> int:
+    """How many name queries left the containers or the host's engine since they are counted."""
+    rows = [row.split() for row in site.host.exec("iptables", "-t", "mangle", "-nvxL").splitlines() if "dpt:53" in row]
+    assert len(rows) == 2 * 2
+    return sum(int(row[0]) for row in rows)
+
+
+def test_an_isolated_server_answers_and_sends_nothing_out(site: Site) -> None:
+    """As a user of its own too; the same look-up is seen to leave when the server is not isolated."""
+    for chain in ("POSTROUTING", "PREROUTING"):
+        for protocol in ("udp", "tcp"):
+            # Not those that stay inside: the engine's own server of names is asked at 127.0.0.11.
+            rule = ["-p", protocol, "--dport", "53", "!", "-d", "127.0.0.0/8"]
+            site.host.exec("iptables", "-t", "mangle", "-A", chain, *rule)
+    site.host.exec("sh", "-c", "cp /etc/resolv.conf /root/resolv; echo nameserver 192.0.2.53 > /etc/resolv.conf")
+    ask = "import socket\nfor name in ('pypi.org', 'huggingface.co'):\n  try: socket.getaddrinfo(name, 443)\n"
+    ask += "  except OSError: pass\n  else: raise SystemExit(name)"
+    site.play("serve", xinference_server_log_max_files=8)  # the new nameserver is read at the start
+    site.inside("python3", "-c", ask)
+    control = lookups(site)
+    assert control > 0
+    site.play("serve", "models", xinference_server_isolated=True, xinference_server_user="1000")
+    before = lookups(site)
+    site.inside("python3", "-c", ask)
+    assert lookups(site) == before
+    assert site.inside("id", "-u").strip() == "1000"
+    route = site.inside("cat", "/proc/net/route").splitlines()[1:]
+    assert [row.split()[1] for row in route if row.split()[1] == "00000000"] == []
+    request = json.dumps({"model": "chat", "max_tokens": 4, "messages": [{"role": "user", "content": "x"}]})
+    url = "http://127.0.0.1:9997/v1/chat/completions"
+    answer = site.host.exec("curl", "-sS", "--fail", "-H", "Content-Type: application/json", "-d", request, url)
+    assert json.loads(answer)["usage"]["completion_tokens"] > 0
+    ingress = json.loads(site.host.docker("inspect", "xinference-ingress-1"))[0]
+    site.host.docker("restart", CONTAINER)
+    patiently = ["--retry", "60", "--retry-all-errors", "--retry-delay", "1"]
+    site.host.exec("curl", "-sS", "--fail", *patiently, "http://127.0.0.1:9997/status")
+    assert json.loads(site.host.docker("inspect", "xinference-ingress-1"))[0]["State"] == ingress["State"]
+    assert changes(site.play("serve", xinference_server_isolated=True, xinference_server_user="1000")) == 0
+    outside = {"xinference_server_isolated": True, "xinference_server_container_options": {"dns": ["192.0.2.53"]}}
+    assert "options.dns and xinference_server_isolated exclude" in site.play("serve", expect=1, **outside)
+    site.host.exec("cp", "/root/resolv", "/etc/resolv.conf")
+    site.play("serve")
+    assert "xinference-ingress-1" not in site.host.docker("ps", "--all", "--format", "{{.Names}}").split()
+    assert site.container()["HostConfig"]["CapAdd"] == ["DAC_OVERRIDE"], "the directories are the other user's now"
 
 
 def test_a_changed_file_recreates_the_container(site: Site) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from pathlib import Path, PurePosixPath
@@ -13,7 +14,7 @@ from typing import Any, Dict, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from ..server.engines import INDEX, WHEELS, Engines, EnginesError, engines
 from ..server.features import Features, features
-from . import compose
+from . import compose, isolation
 from .definition import PRIVATE, json_text
 from .docker_cli import Docker
 from .gpus import Given
@@ -159,6 +160,8 @@ def files(
     }
     if server.engines.pip_conf:
         found[compose.PIP_CONF] = Entry(server.engines.pip_conf)
+    if server.isolated:
+        found[isolation.PROGRAM] = Entry(isolation.program())
     if secrets:
         found[compose.SECRETS] = Entry(compose.env_file(secrets), PRIVATE)
     return found
@@ -197,10 +200,12 @@ def server_from(
     wheels: str,
     gpu_driver: str,
     keeper: Tuple[str, str] = ("", ""),
+    user: Tuple[str, Sequence[str]] = ("", ()),
 ) -> Tuple[compose.Server, Dict[str, str]]:
     """The server to run, and its secret variables. `environment` is the whole one, without that of `source`.
 
-    `keeper` are the keeper's user and namespace of users, see `keeper_user`.
+    `keeper` are the keeper's user and namespace of users, see `keeper_user`; `user` are the server's user and the
+    capabilities that it keeps, see `container_user`.
     """
     public, secret = compose.split_secrets({name: str(value) for name, value in environment.items()})
     mounts = [compose.Mount(one["source"], one["target"], bool(one["read_only"])) for one in container["mounts"]]
@@ -232,6 +237,10 @@ def server_from(
         gpu_driver=gpu_driver,
         keeper=keeper[0],
         user_namespace=keeper[1],
+        user=user[0],
+        capabilities=user[1],
+        read_only=container["read_only"] != "no",
+        isolated=container["isolated"],
     )
     return server, secret
 
@@ -253,6 +262,18 @@ def environment_of(container: Mapping[str, Any], source: Engines, secrets: Mappi
     """The whole environment: the collection's, that of the source of engines over it, the inventory's over all."""
     together = {**container["environment"], **source.environment, **container["overrides"], **secrets}
     return {name: value for name, value in together.items() if value is not None}
+
+
+def stop(docker: Docker, root: Path) -> None:
+    """Stop the server of the release in force, if it runs: what it writes is about to be given to another user."""
+    try:
+        view = json.loads((root / "current" / VIEW).read_text(encoding="utf-8"))
+        labels = {"com.docker.compose.project": view["project"], "com.docker.compose.service": view["service"]}
+    except (OSError, KeyError):
+        return
+    seen = docker.container({**labels, "com.docker.compose.oneoff": "False"})
+    if seen is not None and seen["State"].get("Running"):
+        docker.ask("stop", seen["Id"])
 
 
 def compose_plugin(artifacts: Mapping[str, Any]) -> Dict[str, str]:
