@@ -351,6 +351,7 @@ from ansible_collections.airgap.xinference.plugins.module_utils.host import (
     docker_release,
     facts,
     keeper_app,
+    modes,
     native_run,
     release,
 )
@@ -449,7 +450,8 @@ def main() -> None:
         wanted, previous = release.identity(files), release.current(root)
         before = release.read(root / "current")
         user, others = owner(module, root)
-        changed = wanted != previous or not release.whole(root, files) or bool(others)
+        changed = wanted != previous or not release.whole(root, files)
+        changed = changed or bool(others or modes.too_open(root, homes(module)))
         if changed and not module.check_mode:
             if module.params["service"] or module.params["container"]:
                 refuse_other(root, "native" if module.params["service"] else "docker", module.params["docker_host"])
@@ -460,6 +462,7 @@ def main() -> None:
                 docker_release.stop(Docker(module.params["docker_host"]), root)
                 container_user.hand_over(user, others)
             release.switch(root, wanted)
+            modes.close(modes.too_open(root, homes(module)))
     result["keeper"] = keeper_release.PROGRAM in files
     result.update(release=wanted, previous=previous, directory=str(root / release.RELEASES / wanted))
     if module._diff and changed:
@@ -487,9 +490,9 @@ def other_lists(module: AnsibleModule, root: Path) -> Dict[str, release.Entry]:
         files.pop(keeper_release.REGISTRATIONS, None)
         if module.params["registrations"]:
             lists[keeper_release.REGISTRATIONS] = module.params["registrations"]
-    modes = {"artifacts.json": 0o444}
+    rights = {"artifacts.json": 0o440}
     new = {
-        name: release.Entry(definition.json_text(content), modes.get(name, 0o400)) for name, content in lists.items()
+        name: release.Entry(definition.json_text(content), rights.get(name, 0o400)) for name, content in lists.items()
     }
     return {**files, **new} if files else {}
 
@@ -539,6 +542,13 @@ def container(module: AnsibleModule, root: Path) -> Dict[str, release.Entry]:
             Path(directory).mkdir(parents=True, exist_ok=True)
     keeper = keeper_files(module, compose.inner_endpoint(server))
     return docker_release.files(server, secrets, module.params["models"], artifacts, keeper)
+
+
+def homes(module: AnsibleModule) -> List[str]:
+    """Where the server keeps what it keeps."""
+    return [
+        one[key] for one, key in ((module.params["container"], "home"), (module.params["service"], "directory")) if one
+    ]
 
 
 def owner(module: AnsibleModule, root: Path) -> Tuple[str, List[str]]:

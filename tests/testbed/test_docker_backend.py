@@ -152,9 +152,21 @@ def test_the_server_runs_as_the_inventory_says(site: Site) -> None:
 
 def test_secrets_arrive_and_are_in_no_file_that_others_can_read(site: Site) -> None:
     assert site.inside("printenv", "SITE_TOKEN").rstrip("\n") == SECRET
-    readable = site.host.exec("find", "-L", "/opt/xinference/current", "-type", "f", "-perm", "/044").split()
+    readable = site.host.exec("find", "-L", "/opt/xinference/current", "-type", "f", "-perm", "/040").split()
     assert "/opt/xinference/current/compose.yaml" in readable
     assert site.host.exec("grep", "-lF", "s3cr", *readable, check=False) == ""
+
+
+def test_what_tells_of_the_site_is_closed_to_other_users(site: Site) -> None:
+    """As another user meets it, who lists what can be read; software, weights and metrics are for everybody."""
+    site.host.exec("useradd", "--no-create-home", "somebody", check=False)
+    command = "find /opt/xinference -type f -readable -size +0 2>/dev/null || true"
+    seen = site.host.exec("su", "--shell", "/bin/sh", "somebody", "-c", command).split()
+    beyond = [path for path in seen if path.split("/")[3] not in ("models", "wheels", "lib", "tools")]
+    assert beyond == ["/opt/xinference/state/xinference.prom"]
+    assert len(seen) > 1, "the look of another user found nothing at all"
+    listed = site.host.exec("find", "/opt/xinference", "-perm", "/022", "-not", "-type", "l")
+    assert listed == "", "somebody else may write there"
 
 
 def test_a_launch_gets_from_the_bundle_what_the_image_lacks(site: Site) -> None:

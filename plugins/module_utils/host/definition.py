@@ -15,7 +15,7 @@ from .gpus import Given
 from .release import Entry
 
 PRIVATE = 0o400
-PROGRAM = 0o555
+PROGRAM = 0o550
 
 
 def files(

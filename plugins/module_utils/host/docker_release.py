@@ -25,6 +25,8 @@ from .yaml_text import yaml_text
 COMPOSE_FILE = "compose.yaml"
 VIEW = "server.json"
 PIECE = 1 << 20
+MOUNTED = 0o444
+"""Rights of a file that is seen in a container, by whoever runs there."""
 _VERSION = re.compile(r"v?(\d+\.\d+[^-]*)")
 
 
@@ -159,9 +161,9 @@ def files(
         **(keeper or {}),
     }
     if server.engines.pip_conf:
-        found[compose.PIP_CONF] = Entry(server.engines.pip_conf)
+        found[compose.PIP_CONF] = Entry(server.engines.pip_conf, MOUNTED)
     if server.isolated:
-        found[isolation.PROGRAM] = Entry(isolation.program())
+        found[isolation.PROGRAM] = Entry(isolation.program(), MOUNTED)
     if secrets:
         found[compose.SECRETS] = Entry(compose.env_file(secrets), PRIVATE)
     return found

@@ -40,7 +40,7 @@ class Entry:
     """One file of a release: its text, or its bytes where it is none."""
 
     text: str = ""
-    mode: int = 0o444
+    mode: int = 0o440
     data: Optional[bytes] = None
 
     @property
@@ -98,7 +98,7 @@ def make(root: Path, files: Files) -> bool:
     _clear(directory.parent)
     scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=str(directory.parent)))
     try:
-        scratch.chmod(0o755)
+        scratch.chmod(0o750)
         for name, entry in files.items():
             path = scratch / name
             path.parent.mkdir(parents=True, exist_ok=True)
