@@ -10,13 +10,14 @@ import os
 import re
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Tuple
 
 import pytest
 
 from . import images
-from .engine import compose_plugin
+from .engine import compose_plugin, docker
 from .hosts import Host, Testbed
 from .spec import HostSpec, gpu_uuid
 
@@ -29,6 +30,12 @@ PACKAGE = "emoji"
 CONTAINER = "xinference-server-1"
 KEEPER = "xinference-keeper-1"
 SECRET = "s3cr'et $HOME"
+ISOLATED: Dict[str, Any] = {
+    "xinference_server_isolated": True,
+    "xinference_server_user": "1000",
+    "xinference_host": "0.0.0.0",
+    "xinference_server_allow_open": True,
+}
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in RECORDED.glob("*.yaml")))
@@ -260,7 +267,7 @@ def test_an_isolated_server_answers_and_sends_nothing_out(site: Site) -> None:
     site.inside("python3", "-c", ask)
     control = lookups(site)
     assert control > 0
-    site.play("serve", "models", xinference_server_isolated=True, xinference_server_user="1000")
+    site.play("serve", "models", **ISOLATED)
     before = lookups(site)
     site.inside("python3", "-c", ask)
     assert lookups(site) == before
@@ -276,10 +283,43 @@ def test_an_isolated_server_answers_and_sends_nothing_out(site: Site) -> None:
     patiently = ["--retry", "60", "--retry-all-errors", "--retry-delay", "1"]
     site.host.exec("curl", "-sS", "--fail", *patiently, "http://127.0.0.1:9997/status")
     assert json.loads(site.host.docker("inspect", "xinference-ingress-1"))[0]["State"] == ingress["State"]
-    assert changes(site.play("serve", xinference_server_isolated=True, xinference_server_user="1000")) == 0
-    outside = {"xinference_server_isolated": True, "xinference_server_container_options": {"dns": ["192.0.2.53"]}}
+    assert changes(site.play("serve", **ISOLATED)) == 0
+    outside = {**ISOLATED, "xinference_server_container_options": {"dns": ["192.0.2.53"]}}
     assert "options.dns and xinference_server_isolated exclude" in site.play("serve", expect=1, **outside)
     site.host.exec("cp", "/root/resolv", "/etc/resolv.conf")
+
+
+def stranger(site: Site) -> str:
+    """What another machine on the network gets from the server."""
+    curl = ["curl", "-sS", "--max-time", "5", f"http://{site.host.address}:9997/status"]
+    return docker("run", "--rm", "--network", f"testbed-{NAME}", IMAGE, *curl, check=False)
+
+
+def test_a_firewall_lets_named_addresses_alone_reach_a_published_port(site: Site) -> None:
+    """The machine that manages the host is let in, another one on the same network is not; SSH is for both."""
+    served = urllib.request.urlopen(f"http://{site.host.address}:9997/status", timeout=30).read().decode()
+    assert served and stranger(site) == served
+    machine = f"{site.host.address.rpartition('.')[0]}.1"
+    closed = {**ISOLATED, "xinference_firewall": "nftables", "xinference_firewall_clients": [machine]}
+    assert changes(site.play("firewall", **closed)) == 1
+    assert stranger(site) == ""
+    assert urllib.request.urlopen(f"http://{site.host.address}:9997/status", timeout=30).read().decode() == served
+    assert site.host.exec("curl", "-sS", "--fail", f"http://{site.host.address}:9997/status") == served
+    assert changes(site.play("firewall", **closed)) == 0
+    # Somebody changes the rules in force by hand.
+    site.host.exec("nft", "flush", "chain", "inet", "airgap_xinference", "arriving")
+    assert stranger(site) == served
+    assert changes(site.play("firewall", **closed)) == 1
+    assert stranger(site) == ""
+    wrong = {**closed, "xinference_firewall_clients": ["everybody"]}
+    assert "no address or network" in site.play("firewall", expect=1, **wrong)
+    assert "airgap_xinference" in site.host.exec("nft", "list", "tables")
+    assert changes(site.play("firewall", **ISOLATED)) == 1
+    assert stranger(site) == served and "airgap_xinference" not in site.host.exec("nft", "list", "tables")
+    assert changes(site.play("firewall", **ISOLATED)) == 0
+
+
+def test_a_server_goes_back_to_the_network_and_to_the_user_of_its_image(site: Site) -> None:
     site.play("serve")
     assert "xinference-ingress-1" not in site.host.docker("ps", "--all", "--format", "{{.Names}}").split()
     assert site.container()["HostConfig"]["CapAdd"] == ["DAC_OVERRIDE"], "the directories are the other user's now"
