@@ -64,6 +64,17 @@ options:
         description: Seconds the server may take to stop before it is killed.
         type: int
         default: 30
+      user:
+        description:
+          - As whom systemd runs the server; the user is made where there is none. Empty means C(xinference).
+          - Under supervisord it is whoever starts it.
+        type: str
+        default: ""
+      writable:
+        description: More directories that a server under systemd may write. They are given to its user.
+        type: list
+        elements: path
+        default: []
   container:
     description: Definition of a server in a container.
     type: dict
@@ -354,6 +365,7 @@ from ansible_collections.airgap.xinference.plugins.module_utils.host import (
     modes,
     native_run,
     release,
+    service_user,
 )
 from ansible_collections.airgap.xinference.plugins.module_utils.host.backends import OtherBackend, refuse_other
 from ansible_collections.airgap.xinference.plugins.module_utils.host.docker_cli import Docker, DockerError
@@ -372,6 +384,8 @@ SERVICE = {
     "host": {"type": "str", "required": True},
     "port": {"type": "int", "required": True},
     "stop_timeout": {"type": "int", "default": 30},
+    "user": {"type": "str", "default": ""},
+    "writable": {"type": "list", "elements": "path", "default": []},
 }
 MOUNT = {
     "source": {"type": "path", "required": True},
@@ -450,12 +464,17 @@ def main() -> None:
         wanted, previous = release.identity(files), release.current(root)
         before = release.read(root / "current")
         user, others = owner(module, root)
-        changed = wanted != previous or not release.whole(root, files)
+        runs_as = service_user_of(files)
+        group = service_user.group_of(runs_as)
+        changed = wanted != previous or not release.whole(root, files, group) or service_user.missing(runs_as)
         changed = changed or bool(others or modes.too_open(root, homes(module)))
         if changed and not module.check_mode:
             if module.params["service"] or module.params["container"]:
                 refuse_other(root, "native" if module.params["service"] else "docker", module.params["docker_host"])
-            release.make(root, files)
+            if service_user.missing(runs_as):
+                service_user.make(runs_as, json.loads(files["service.json"].text)["directory"])
+                group = service_user.group_of(runs_as)
+            release.make(root, files, group)
             if module.params["container"]:
                 check_project(module, root, wanted, result["compose_plugin"])
             if others:
@@ -475,11 +494,18 @@ def native(module: AnsibleModule, root: Path) -> Dict[str, release.Entry]:
     service = dict(module.params["service"])
     variables = {**service["environment"], **module.params["secrets"]}
     service["environment"] = {name: str(value) for name, value in variables.items()}
+    service["user"] = service_user.user_of(service["user"], service["manager"])
+    service_user.refuse_closed(service["user"], [str(root / "x"), service["command"][0], service["directory"]])
     numbers = service["environment"].get("CUDA_VISIBLE_DEVICES", "").split(",")
     gpus = gpus_of([number for number in numbers if number.isdigit()])
     mine = {"pid_file": str(root / native_run.STATE), "mark": f"{native_run.MARK}={root}"}
     keeper = keeper_files(module, endpoint(service), **mine)
     return definition.files(root, service, module.params["models"], shipped(root), gpus, keeper)
+
+
+def service_user_of(files: Mapping[str, release.Entry]) -> str:
+    """As whom the native server of a release runs; empty where the release does not say."""
+    return str(json.loads(files["service.json"].text).get("user") or "") if "service.json" in files else ""
 
 
 def other_lists(module: AnsibleModule, root: Path) -> Dict[str, release.Entry]:

@@ -18,14 +18,21 @@ NETWORK = "inside"
 OUTSIDE = "default"
 PROGRAM = "bin/ingress.py"
 TARGET = "/ingress.py"
-NETWORKS = {NETWORK: {"internal": True}}
+# Without an address of its own in there, the host cannot be reached either, and what is sent out fails at once.
+NETWORKS = {
+    NETWORK: {
+        "driver": "bridge",
+        "internal": True,
+        "driver_opts": {"com.docker.network.bridge.inhibit_ipv4": "true"},
+    }
+}
 
 # A name that is nobody's in the project goes no further than this container, where nobody answers. The engine's own
 # server of names would ask those of the host, older engines from an internal network too.
-NO_NAMES = {"dns": ["127.0.0.1"], "dns_search": ["."]}
+NO_NAMES = {"dns": ["127.0.0.1"], "dns_search": ["."], "dns_opt": ["timeout:1", "attempts:3"]}
 INSIDE: Dict[str, Any] = {"networks": [NETWORK], **NO_NAMES}
 """For every service that is to have no way out."""
-CONFLICTS = ("network_mode", "networks", "dns", "dns_search", "extra_hosts")
+CONFLICTS = ("network_mode", "networks", "dns", "dns_search", "dns_opt", "extra_hosts")
 """Options of the server's service that would lead out, or ask for names outside."""
 
 START = 'exec "$(command -v python3 || command -v python)" -E -s -B "$0" "$1" "$2"'

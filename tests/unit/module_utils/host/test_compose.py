@@ -219,7 +219,7 @@ def test_a_user_has_a_home_that_it_can_enter(read_only: bool) -> None:
 
 def test_an_isolated_server_has_no_way_out_and_a_way_in() -> None:
     project = compose.project(ISOLATED)
-    assert project["networks"] == {"inside": {"internal": True}}
+    assert list(project["networks"]) == ["inside"] and project["networks"]["inside"]["internal"] is True
     services = project["services"]
     assert sorted(services) == ["engines-index", "ingress", "keeper", "server"]
     for name, made in services.items():
@@ -237,7 +237,7 @@ def test_an_isolated_server_has_no_way_out_and_a_way_in() -> None:
     assert "bin/ingress.py" not in docker_release.files(CPU, {}, [], {})
 
 
-@pytest.mark.parametrize("name", ["network_mode", "networks", "dns", "dns_search", "extra_hosts"])
+@pytest.mark.parametrize("name", ["network_mode", "networks", "dns", "dns_search", "dns_opt", "extra_hosts"])
 def test_an_isolated_server_is_given_no_other_network(name: str) -> None:
     told = compose.faults(replace(ISOLATED, options={name: "x"}))
     assert told == [f"xinference_server_container_options.{name} and xinference_server_isolated exclude each other"]
