@@ -67,6 +67,8 @@ def places(server: Server) -> Dict[str, str]:
     if server.user:
         # Libraries ask for a name, and the image knows none for a number.
         found["USER"] = "xinference"
+    if server.isolated:
+        found.update(isolation.ENVIRONMENT)
     return found
 
 

@@ -32,6 +32,9 @@ NETWORKS = {
 NO_NAMES = {"dns": ["127.0.0.1"], "dns_search": ["."], "dns_opt": ["timeout:1", "attempts:3"]}
 INSIDE: Dict[str, Any] = {"networks": [NETWORK], **NO_NAMES}
 """For every service that is to have no way out."""
+# All clients come from the ingress's address. Xinference (from 3.0 on) shuts out an address for an hour that shows ten
+# wrong keys, and one client, or anybody, would shut out all.
+ENVIRONMENT = {"XINFERENCE_RATE_LIMIT_IP_MAX_FAILURES": "1000000"}
 CONFLICTS = ("network_mode", "networks", "dns", "dns_search", "dns_opt", "extra_hosts")
 """Options of the server's service that would lead out, or ask for names outside."""
 
