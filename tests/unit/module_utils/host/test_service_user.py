@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import os
 import pwd
+import shutil
 import stat
+import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +62,34 @@ def test_the_group_of_the_user_reads_the_definition_and_no_other_secret(tmp_path
     shared = definition.files(tmp_path, {**SERVICE, "user": "xinference"}, [], {})
     assert shared["service.json"].mode == 0o440 and shared["models.json"].mode == 0o400
     assert definition.files(tmp_path, {**SERVICE, "user": ""}, [], {})["service.json"].mode == 0o400
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can run a program as another user")
+def test_a_server_starts_as_its_user_from_a_release_of_root() -> None:
+    """As systemd would start it: another user, with the group of the release and no other, and nothing of root's."""
+    nobody = pwd.getpwnam("nobody")
+    root = Path(tempfile.mkdtemp(dir="/tmp"))  # the tests' own directory is closed to others
+    try:
+        root.chmod(0o755)
+        said = "import os; print('I am', os.geteuid(), sorted(os.listdir('.')), flush=True)"
+        told = {**SERVICE, "command": ["/usr/bin/python3", "-c", said], "user": "nobody", "stop_timeout": 5}
+        told.update(directory=str(root / "home"), manager="systemd")
+        files = {**definition.files(root, told, [], {}), "credentials.json": Entry("{}", 0o400)}
+        release.make(root, files, nobody.pw_gid)
+        release.switch(root, release.identity(files))
+        for name in ("home", "run"):
+            (root / name).mkdir(mode=0o750)
+            os.chown(root / name, nobody.pw_uid, nobody.pw_gid)
+        command = [str(root / "current/bin/run"), str(root)]
+        who = [f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}", "--clear-groups", "--no-new-privs"]
+        as_nobody = ["setpriv", *who, "--inh-caps=-all", "--bounding-set=-all"]
+        done = subprocess.run([*as_nobody, *command], capture_output=True, text=True, check=False)
+        assert f"I am {nobody.pw_uid} []" in done.stdout, done.stderr
+        # What is the keeper's stays the keeper's.
+        read = [*as_nobody, "cat", str(root / "current/credentials.json"), str(root / "current/models.json")]
+        assert subprocess.run(read, capture_output=True, check=False).stdout == b""
+    finally:
+        shutil.rmtree(root)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to a group that is not its own")
