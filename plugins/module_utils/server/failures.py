@@ -314,7 +314,7 @@ ROWS: Tuple[Row, ...] = (
         "read-only",
         r"Read-only file system: ['\"](?P<path>[^'\"]+)",
         "The server wants to write {path}, which is read-only.",
-        "Let it write there: natively with xinference_server_writable, in a container with xinference_server_mounts (or "
+        "Let it: natively with xinference_server_writable; in a container with xinference_server_mounts (or "
         "xinference_server_read_only: false).",
     ),
     _row(
