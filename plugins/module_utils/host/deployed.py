@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping
 from urllib.parse import urlsplit
 
-from . import compose
+from . import compose, isolation
 from .backends import backend_in_force
 from .docker_release import COMPOSE_FILE, VIEW
 from .service import endpoint
@@ -67,8 +67,10 @@ def deployed(root: Path) -> Deployed:
         for one in service.get("volumes") or []
         if isinstance(one, Mapping)
     ]
-    homes = [one["source"] for one in volumes if one["target"] == compose.HOME]
-    ports = service.get("ports") or []
+    place = (service.get("environment") or {}).get("XINFERENCE_HOME")
+    homes = [one["source"] for one in volumes if one["target"] == place]
+    # A server without a way out has a companion that publishes its port.
+    ports = (project["services"].get(isolation.SERVICE) or service).get("ports") or []
     return Deployed(
         backend=backend,
         home=homes[0] if homes else str(root / "home"),

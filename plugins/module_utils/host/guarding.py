@@ -25,18 +25,21 @@ READING = ["models:list", "models:read"]
 """What a client may do on a server that gets its accounts from a file."""
 
 
-def files(secrets: Mapping[str, str], accounts: Mapping[str, Any], seed: str) -> Dict[str, Entry]:
+def files(
+    secrets: Mapping[str, str], accounts: Mapping[str, Any], seed: str, rights: int = PRIVATE
+) -> Dict[str, Entry]:
     """The files that `guarded` needs; the program is always among them.
 
     `secrets` are variables. `accounts` is empty without authentication, else it has `username`, `password`, `reset` and
-    `api_keys`, a list of `name` and `key`. `seed` is this host's own.
+    `api_keys`, a list of `name` and `key`. `seed` is this host's own. `rights` are those of the private files:
+    a server that is not their owner reads them as a member of their group.
     """
     found = {PROGRAM: Entry(str(guarded.__loader__.get_source(guarded.__name__)))}  # type: ignore[union-attr]
     if secrets:
         lines = (f"{name}={json.dumps(value)}\n" for name, value in sorted(secrets.items()))
-        found[guarded.SECRETS] = Entry("".join(lines), PRIVATE)
+        found[guarded.SECRETS] = Entry("".join(lines), rights)
     if accounts:
-        found[guarded.ACCOUNTS] = Entry(json.dumps(_accounts(accounts, seed), indent=2) + "\n", PRIVATE)
+        found[guarded.ACCOUNTS] = Entry(json.dumps(_accounts(accounts, seed), indent=2) + "\n", rights)
     return found
 
 

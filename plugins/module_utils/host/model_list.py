@@ -35,6 +35,6 @@ def put_in_force(root: Path, models: Sequence[Any], rehearse: bool) -> bool:
         if release.identity(files) == release.current(root):
             return False
         if not rehearse:
-            release.make(root, files)
+            release.make(root, files, (root / release.RELEASES).stat().st_gid)
             release.switch(root, release.identity(files))
         return True

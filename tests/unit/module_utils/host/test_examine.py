@@ -77,9 +77,9 @@ def test_a_container_is_known_by_its_project(tmp_path: Path) -> None:
             "name": "x",
             "services": {
                 "server": {
-                    "environment": {"COST": "$$5"},
+                    "environment": {"COST": "$$5", "XINFERENCE_HOME": "/root/.xinference"},
                     "ports": [{"target": 9997, "published": "8000", "host_ip": "10.0.0.1", "protocol": "tcp"}],
-                    "volumes": [{"type": "bind", "source": "/data/home", "target": compose.HOME}],
+                    "volumes": [{"type": "bind", "source": "/data/home", "target": "/root/.xinference"}],
                 }
             },
         }
@@ -311,10 +311,10 @@ def containered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("partial", "models/bge-m3", "home"):
         (tmp_path / name).mkdir(parents=True)
     server = {
-        "environment": {"HF_HUB_OFFLINE": "1"},
+        "environment": {"HF_HUB_OFFLINE": "1", "XINFERENCE_HOME": "/root/.xinference"},
         "ports": [{"target": 9997, "published": "9", "host_ip": "0.0.0.0"}],
         "volumes": [
-            {"type": "bind", "source": str(tmp_path / "home"), "target": compose.HOME},
+            {"type": "bind", "source": str(tmp_path / "home"), "target": "/root/.xinference"},
             {"type": "bind", "source": str(tmp_path / "models"), "target": "/models", "read_only": True},
         ],
     }
