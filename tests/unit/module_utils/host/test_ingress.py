@@ -16,7 +16,7 @@ import sys
 import threading
 from contextlib import closing
 from pathlib import Path
-from typing import Iterator, Tuple
+from typing import Iterator, List, Tuple
 
 import pytest
 from ansible_collections.airgap.xinference.plugins.module_utils.host import ingress
@@ -173,7 +173,7 @@ def test_many_callers_at_once_each_get_their_own_answer(server: socket.socket, w
 def test_it_ends_although_a_caller_s_task_misses_the_first_word(monkeypatch: pytest.MonkeyPatch) -> None:
     """As `asyncio.wait_for` does before Python 3.12, when it is cancelled in the moment in which it is done."""
     missed = []
-    there = []
+    there: List[asyncio.Event] = []
 
     async def hard_of_hearing(_caller: socket.socket, _server: Tuple[str, int]) -> None:
         there[0].set()
