@@ -48,9 +48,11 @@ async def serve(listener: socket.socket, server: Tuple[str, int]) -> None:
             guests.add(guest)
             guest.add_done_callback(guests.discard)
     finally:
-        for guest in guests:
-            guest.cancel()
-        await asyncio.gather(*guests, return_exceptions=True)
+        # Once is not always enough: wait_for, before Python 3.12, may take a cancellation for itself.
+        while guests:
+            for guest in guests:
+                guest.cancel()
+            await asyncio.wait(set(guests), timeout=BREATH)
 
 
 async def _pass_on(caller: socket.socket, server: Tuple[str, int]) -> None:

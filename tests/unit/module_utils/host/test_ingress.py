@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import signal
@@ -15,7 +16,7 @@ import sys
 import threading
 from contextlib import closing
 from pathlib import Path
-from typing import Iterator, Tuple
+from typing import Iterator, List, Tuple
 
 import pytest
 from ansible_collections.airgap.xinference.plugins.module_utils.host import ingress
@@ -167,6 +168,34 @@ def test_many_callers_at_once_each_get_their_own_answer(server: socket.socket, w
     for number, caller in enumerate(callers):
         assert everything(caller) == b"for %d" % number
         caller.close()
+
+
+def test_it_ends_although_a_caller_s_task_misses_the_first_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `asyncio.wait_for` does before Python 3.12, when it is cancelled in the moment in which it is done."""
+    missed = []
+    there: List[asyncio.Event] = []
+
+    async def hard_of_hearing(_caller: socket.socket, _server: Tuple[str, int]) -> None:
+        there[0].set()
+        try:
+            await asyncio.sleep(LIMIT)
+        except asyncio.CancelledError:
+            missed.append(True)
+        await asyncio.sleep(LIMIT)
+
+    async def story() -> None:
+        there.append(asyncio.Event())
+        with closing(ingress.listening(0)) as listener:
+            serving = asyncio.ensure_future(ingress.serve(listener, ("localhost", 9)))
+            with connected(port_of(listener)):
+                await there[0].wait()
+                serving.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await asyncio.wait_for(serving, LIMIT / 2)
+
+    monkeypatch.setattr(ingress, "_pass_on", hard_of_hearing)
+    asyncio.run(story())
+    assert missed == [True]
 
 
 def test_it_ends_when_told_also_in_the_middle_of_a_conversation(server: socket.socket) -> None:
