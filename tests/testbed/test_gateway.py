@@ -65,7 +65,7 @@ class Site:
         return done.stdout
 
     def ask(self, method: str, path: str, key: str = "") -> int:
-        """The status of a request by a client elsewhere, which trusts the site's authority only; 0 without an answer."""
+        """The status of a request by a client elsewhere, which trusts the site only; 0 without an answer."""
         trust = ssl.create_default_context(cafile=str(self.place / "authority/authority.crt"))
         opener = urllib.request.build_opener(
             urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trust)
