@@ -62,6 +62,17 @@ options:
         description: Seconds the server may take to stop before it is killed.
         type: int
         default: 30
+      user:
+        description:
+          - As whom systemd runs the server; the user is made where there is none. Empty means C(xinference).
+          - Under supervisord it is whoever starts it.
+        type: str
+        default: ""
+      writable:
+        description: More directories that a server under systemd may write. They are given to its user.
+        type: list
+        elements: path
+        default: []
   container:
     description: Definition of a server in a container.
     type: dict
@@ -156,6 +167,25 @@ options:
         type: str
         choices: [auto, "yes", "no"]
         default: auto
+      user:
+        description:
+          - As whom the container runs, a number or C(uid:gid). What the server writes on the host is given to them.
+          - Empty means the user of the image.
+        type: str
+        default: ""
+      read_only:
+        description:
+          - Whether the container's own files are read-only, so that the server writes to its mounted directories and to
+            memory, and nowhere else. V(auto) means yes.
+        type: str
+        choices: [auto, "yes", "no"]
+        default: auto
+      isolated:
+        description:
+          - Whether the server is on a network without a way out. The port is then published by a container beside it,
+            which passes connections on and begins none.
+        type: bool
+        default: false
       mounts:
         description: More files and directories of the host. A file whose content changes recreates the container.
         type: list
@@ -349,21 +379,25 @@ directory:
 """
 
 import contextlib
+import json
 import shutil
-from pathlib import Path
-from typing import Any, Dict, List, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, Dict, List, Mapping, Tuple
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.airgap.xinference.plugins.module_utils._ansible import failing, hide
 from ansible_collections.airgap.xinference.plugins.module_utils.host import (
     compose,
+    container_user,
     definition,
     docker_release,
     facts,
     guarding,
     keeper_app,
+    modes,
     native_run,
     release,
+    service_user,
 )
 from ansible_collections.airgap.xinference.plugins.module_utils.host.backends import OtherBackend, refuse_other
 from ansible_collections.airgap.xinference.plugins.module_utils.host.docker_cli import Docker, DockerError
@@ -381,6 +415,8 @@ SERVICE = {
     "host": {"type": "str", "required": True},
     "port": {"type": "int", "required": True},
     "stop_timeout": {"type": "int", "default": 30},
+    "user": {"type": "str", "default": ""},
+    "writable": {"type": "list", "elements": "path", "default": []},
 }
 MOUNT = {
     "source": {"type": "path", "required": True},
@@ -407,6 +443,9 @@ CONTAINER = {
     "stop_timeout": {"type": "int", "default": 30},
     "start_timeout": {"type": "int", "default": 180},
     "selinux": {"type": "str", "choices": ["auto", "yes", "no"], "default": "auto"},
+    "user": {"type": "str", "default": ""},
+    "read_only": {"type": "str", "choices": ["auto", "yes", "no"], "default": "auto"},
+    "isolated": {"type": "bool", "default": False},
     "mounts": {"type": "list", "elements": "dict", "default": [], "options": MOUNT},
     "options": {"type": "dict", "default": {}},
 }
@@ -462,13 +501,24 @@ def main() -> None:
             result["compose_plugin"] = docker_release.compose_plugin(definition.shipped(root))
         wanted, previous = release.identity(files), release.current(root)
         before = release.read(root / "current")
-        changed = wanted != previous or not release.whole(root, files)
+        user, others = owner(module, root)
+        runs_as = service_user_of(files)
+        group = int(user.partition(":")[2]) if user else service_user.group_of(runs_as)
+        changed = wanted != previous or not release.whole(root, files, group) or service_user.missing(runs_as)
+        changed = changed or bool(others or modes.too_open(root, homes(module)))
         if changed and not module.check_mode:
             refuse_other(root, "native" if module.params["service"] else "docker", module.params["docker_host"])
-            release.make(root, files)
+            if service_user.missing(runs_as):
+                service_user.make(runs_as, json.loads(files["service.json"].text)["directory"])
+                group = service_user.group_of(runs_as)
+            release.make(root, files, group)
             if module.params["container"]:
                 check_project(module, root, wanted, result["compose_plugin"])
+            if others:
+                docker_release.stop(Docker(module.params["docker_host"]), root)
+                container_user.hand_over(user, others)
             release.switch(root, wanted)
+            modes.close(modes.too_open(root, homes(module)))
     result["keeper"] = module.params["keeper"] is not None
     result.update(release=wanted, previous=previous, directory=str(root / release.RELEASES / wanted))
     if module._diff and changed:
@@ -483,7 +533,9 @@ def native(module: AnsibleModule, root: Path) -> Dict[str, release.Entry]:
     service["environment"] = {
         name: value for name, value in texts(service["environment"]).items() if name not in secrets
     }
-    guard = guarding.files(secrets, module.params["accounts"] or {}, seed(module, root))
+    service["user"] = service_user.user_of(service["user"], service["manager"])
+    service_user.refuse_closed(service["user"], [str(root / "x"), service["command"][0], service["directory"]])
+    guard = guarding.files(secrets, module.params["accounts"] or {}, seed(module, root), bool(service["user"]))
     numbers = service["environment"].get("CUDA_VISIBLE_DEVICES", "").split(",")
     gpus = gpus_of([number for number in numbers if number.isdigit()])
     mine = {"pid_file": str(root / native_run.STATE), "mark": f"{native_run.MARK}={root}"}
@@ -500,6 +552,11 @@ def texts(variables: Mapping[str, Any]) -> Dict[str, str]:
 def seed(module: AnsibleModule, root: Path) -> str:
     """The seed of the host; check mode makes none."""
     return guarding.seed(root, not module.check_mode)
+
+
+def service_user_of(files: Mapping[str, release.Entry]) -> str:
+    """As whom the native server of a release runs; empty where the release does not say."""
+    return str(json.loads(files["service.json"].text).get("user") or "") if "service.json" in files else ""
 
 
 def keeper_files(module: AnsibleModule, where: str, **more: str) -> Dict[str, release.Entry]:
@@ -524,9 +581,11 @@ def container(module: AnsibleModule, root: Path) -> Dict[str, release.Entry]:
     if docker_release.needs_index(source):
         index = docker_release.image_of(artifacts, wanted["index_image"], "xinference_server_index_image")
         index_image = engine_id(module, docker, index)
-    info = docker.info() if wanted["gpus"] or module.params["keeper"] is not None else {}
+    info = docker.info()
+    user = container_user.user_of(wanted["user"], info)
+    written = compose.written(PurePosixPath(root), wanted["home"])
     environment, secrets = docker_release.environment_of(wanted, source, module.params["secrets"])
-    guard = guarding.files(secrets, module.params["accounts"] or {}, seed(module, root))
+    guard = guarding.files(secrets, module.params["accounts"] or {}, seed(module, root), bool(user))
     server = docker_release.server_from(
         wanted,
         root,
@@ -540,6 +599,7 @@ def container(module: AnsibleModule, root: Path) -> Dict[str, release.Entry]:
         docker_release.keeper_user(root, info) if module.params["keeper"] is not None else ("", ""),
         guard,
         seed(module, root),
+        (user, container_user.capabilities(user, written, info)),
     )
     docker_release.refuse_strangers(docker, root, wanted["project"])
     docker_release.refuse_faults(server, secrets, not module.check_mode)
@@ -548,6 +608,22 @@ def container(module: AnsibleModule, root: Path) -> Dict[str, release.Entry]:
             Path(directory).mkdir(parents=True, exist_ok=True)
     keeper = keeper_files(module, compose.inner_endpoint(server))
     return docker_release.files(server, module.params["models"], artifacts, guard, keeper)
+
+
+def homes(module: AnsibleModule) -> List[str]:
+    """Where the server keeps what it keeps."""
+    return [
+        one[key] for one, key in ((module.params["container"], "home"), (module.params["service"], "directory")) if one
+    ]
+
+
+def owner(module: AnsibleModule, root: Path) -> Tuple[str, List[str]]:
+    """As whom a container of its own user runs, and the directories that have to be given to that user first."""
+    wanted = module.params["container"]
+    if not wanted or not wanted["user"]:
+        return "", []
+    user = container_user.user_of(wanted["user"], {})
+    return user, container_user.not_theirs(user, compose.written(PurePosixPath(root), wanted["home"]))
 
 
 def check_project(module: AnsibleModule, root: Path, wanted: str, plugin: Mapping[str, str]) -> None:

@@ -81,7 +81,9 @@ class Host:
 
     def lose_gpus(self, container: str) -> None:
         """Take the GPUs from a running container, as `systemctl daemon-reload` can; its next start has them again."""
-        self.docker("exec", container, "touch", LOST)
+        # From outside, because a server cannot write its own files.
+        place = self.docker("inspect", "--format", "{{.GraphDriver.Data.MergedDir}}", container).strip()
+        self.exec("touch", f"{place}{LOST}")
 
     def stop(self) -> None:
         """Shut the host down."""

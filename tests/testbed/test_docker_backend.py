@@ -16,7 +16,7 @@ from typing import Any, Dict, Iterator, List, Tuple
 import pytest
 
 from . import images
-from .engine import compose_plugin
+from .engine import compose_plugin, docker
 from .hosts import Host, Testbed
 from .spec import HostSpec, gpu_uuid
 
@@ -29,6 +29,12 @@ PACKAGE = "emoji"
 CONTAINER = "xinference-server-1"
 KEEPER = "xinference-keeper-1"
 SECRET = "s3cr'et $HOME"
+ISOLATED: Dict[str, Any] = {
+    "xinference_server_isolated": True,
+    "xinference_server_user": "1000",
+    "xinference_host": "0.0.0.0",
+    "xinference_server_allow_open": True,
+}
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in RECORDED.glob("*.yaml")))
@@ -143,15 +149,31 @@ def test_the_server_runs_as_the_inventory_says(site: Site) -> None:
     mounts = {one["Destination"]: one["RW"] for one in seen["Mounts"]}
     assert mounts["/models"] is False and mounts["/root/.cache/vllm"] is True
     assert seen["Image"] == seen["Config"]["Image"]
+    assert seen["HostConfig"]["ReadonlyRootfs"] and seen["HostConfig"]["CapDrop"] == ["ALL"]
+    assert seen["HostConfig"]["SecurityOpt"] == ["no-new-privileges:true"] and not seen["HostConfig"]["CapAdd"]
+    status = site.inside("cat", "/proc/1/status")
+    assert re.search(r"CapEff:\t0+\nCapBnd:\t0+\n", status) and "NoNewPrivs:\t1" in status
 
 
 def test_secrets_arrive_and_are_in_no_file_that_others_can_read(site: Site) -> None:
     environments = site.inside("sh", "-c", "cat /proc/[0-9]*/environ 2>/dev/null; true").split("\0")
     assert f"SITE_TOKEN={SECRET}" in environments, "the server's processes have it"
     assert "SITE_TOKEN" not in json.dumps(site.container()) + site.inside("env")
-    readable = site.host.exec("find", "-L", "/opt/xinference/current", "-type", "f", "-perm", "/044").split()
+    readable = site.host.exec("find", "-L", "/opt/xinference/current", "-type", "f", "-perm", "/040").split()
     assert "/opt/xinference/current/compose.yaml" in readable
     assert site.host.exec("grep", "-lF", "s3cr", *readable, check=False) == ""
+
+
+def test_what_tells_of_the_site_is_closed_to_other_users(site: Site) -> None:
+    """As another user meets it, who lists what can be read; software, weights and metrics are for everybody."""
+    site.host.exec("useradd", "--no-create-home", "somebody", check=False)
+    command = "find /opt/xinference -type f -readable -size +0 2>/dev/null || true"
+    seen = site.host.exec("su", "--shell", "/bin/sh", "somebody", "-c", command).split()
+    beyond = [path for path in seen if path.split("/")[3] not in ("models", "wheels", "lib", "tools")]
+    assert beyond == ["/opt/xinference/state/xinference.prom"]
+    assert len(seen) > 1, "the look of another user found nothing at all"
+    listed = site.host.exec("find", "/opt/xinference", "-perm", "/022", "-not", "-type", "l")
+    assert listed == "", "somebody else may write there"
 
 
 def test_a_launch_gets_from_the_bundle_what_the_image_lacks(site: Site) -> None:
@@ -222,6 +244,90 @@ def test_a_project_of_the_same_name_is_left_alone(site: Site) -> None:
         assert "xinference-web-1" in site.host.docker("ps", "--all", "--format", "{{.Names}}").split()
     finally:
         site.host.docker("rm", "xinference-web-1")
+
+
+def lookups(site: Site) -> int:
+    """How many name queries left the containers or the host's engine since they are counted."""
+    rows = [row.split() for row in site.host.exec("iptables", "-t", "mangle", "-nvxL").splitlines() if "dpt:53" in row]
+    assert len(rows) == 2 * 2
+    return sum(int(row[0]) for row in rows)
+
+
+def test_an_isolated_server_answers_and_sends_nothing_out(site: Site) -> None:
+    """As a user of its own too; the same look-up is seen to leave when the server is not isolated."""
+    for chain in ("POSTROUTING", "PREROUTING"):
+        for protocol in ("udp", "tcp"):
+            # Not those that stay inside: the engine's own server of names is asked at 127.0.0.11.
+            rule = ["-p", protocol, "--dport", "53", "!", "-d", "127.0.0.0/8"]
+            site.host.exec("iptables", "-t", "mangle", "-A", chain, *rule)
+    site.host.exec("sh", "-c", "cp /etc/resolv.conf /root/resolv; echo nameserver 192.0.2.53 > /etc/resolv.conf")
+    ask = "import socket\nfor name in ('pypi.org', 'huggingface.co'):\n  try: socket.getaddrinfo(name, 443)\n"
+    ask += "  except OSError: pass\n  else: raise SystemExit(name)"
+    site.host.docker("restart", CONTAINER)  # the new nameserver is read at the start
+    site.inside("python3", "-c", ask)
+    control = lookups(site)
+    assert control > 0
+    site.play("serve", "models", **ISOLATED)
+    before = lookups(site)
+    site.inside("python3", "-c", ask)
+    assert lookups(site) == before
+    assert site.inside("id", "-u").strip() == "1000"
+    # Neither the host nor anything behind it, whatever the address.
+    bridges = re.findall(r"inet ([0-9.]+)", site.host.exec("ip", "-4", "address"))
+    reach = "import socket, sys\nfor place in sys.argv[1:]:\n  try: socket.create_connection((place, 22), 20)\n"
+    reach += "  except OSError: pass\n  else: print(place)"
+    outside = [place for place in bridges if not place.startswith("127.")]
+    assert len(outside) > 2 and site.host.exec("python3", "-c", reach, *outside).split() == outside
+    assert site.inside("python3", "-c", reach, *outside, "192.0.2.1") == ""
+    request = json.dumps({"model": "chat", "max_tokens": 4, "messages": [{"role": "user", "content": "x"}]})
+    url = "http://127.0.0.1:9997/v1/chat/completions"
+    answer = site.host.exec("curl", "-sS", "--fail", "-H", "Content-Type: application/json", "-d", request, url)
+    assert json.loads(answer)["usage"]["completion_tokens"] > 0
+    ingress = json.loads(site.host.docker("inspect", "xinference-ingress-1"))[0]
+    site.host.docker("restart", CONTAINER)
+    patiently = ["--retry", "300", "--retry-all-errors", "--retry-delay", "1"]
+    site.host.exec("curl", "-sS", "--fail", *patiently, "http://127.0.0.1:9997/status")
+    assert json.loads(site.host.docker("inspect", "xinference-ingress-1"))[0]["State"] == ingress["State"]
+    assert changes(site.play("serve", **ISOLATED)) == 0
+    asking = {**ISOLATED, "xinference_server_container_options": {"dns": ["192.0.2.53"]}}
+    assert "options.dns and xinference_server_isolated exclude" in site.play("serve", expect=1, **asking)
+    site.host.exec("cp", "/root/resolv", "/etc/resolv.conf")
+
+
+def answers(site: Site, *where: str) -> bool:
+    """Whether the server answers at the host's address to whoever is in the container that docker is asked for."""
+    curl = ["curl", "-sS", "--fail", "--max-time", "10", f"http://{site.host.address}:9997/status"]
+    return "uptime" in docker(*where, *curl, check=False)
+
+
+def test_a_firewall_lets_named_addresses_alone_reach_a_published_port(site: Site) -> None:
+    """The machine that manages the host is let in, another one on the same network is not; SSH is for both."""
+    site.play("serve", **ISOLATED)
+    stranger = ["run", "--rm", "--network", f"testbed-{NAME}", IMAGE]
+    friend = ["run", "--rm", "--network", "host", IMAGE]
+    assert answers(site, *stranger) and answers(site, *friend)
+    machine = f"{site.host.address.rpartition('.')[0]}.1"
+    closed = {**ISOLATED, "xinference_firewall": "nftables", "xinference_firewall_clients": [machine]}
+    assert changes(site.play("firewall", **closed)) == 1
+    assert not answers(site, *stranger) and answers(site, *friend) and answers(site, "exec", site.host.container)
+    assert changes(site.play("firewall", **closed)) == 0
+    # Somebody changes the rules in force by hand.
+    site.host.exec("nft", "flush", "chain", "inet", "airgap_xinference", "arriving")
+    assert answers(site, *stranger)
+    assert changes(site.play("firewall", **closed)) == 1
+    assert not answers(site, *stranger)
+    wrong = {**closed, "xinference_firewall_clients": ["everybody"]}
+    assert "no address or network" in site.play("firewall", expect=1, **wrong)
+    assert "airgap_xinference" in site.host.exec("nft", "list", "tables")
+    assert changes(site.play("firewall", **ISOLATED)) == 1
+    assert answers(site, *stranger) and "airgap_xinference" not in site.host.exec("nft", "list", "tables")
+    assert changes(site.play("firewall", **ISOLATED)) == 0
+
+
+def test_a_server_goes_back_to_the_network_and_to_the_user_of_its_image(site: Site) -> None:
+    site.play("serve")
+    assert "xinference-ingress-1" not in site.host.docker("ps", "--all", "--format", "{{.Names}}").split()
+    assert site.container()["HostConfig"]["CapAdd"] == ["DAC_OVERRIDE"], "the directories are the other user's now"
 
 
 def test_a_changed_file_recreates_the_container(site: Site) -> None:

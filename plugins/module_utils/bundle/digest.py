@@ -79,7 +79,13 @@ def _chunks(source: object) -> Iterator[memoryview]:
         yield view[:count]
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+PUBLIC = 0o644
+"""Rights of a file that may lie on a medium and be read by anybody."""
+PRIVATE = 0o640
+"""Rights of a file that tells of a host."""
+
+
+def write_atomically(path: Path, data: bytes, mode: int = PUBLIC) -> None:
     """Write a file so that readers see the old content or the new one, never a part; same content is left alone."""
     try:
         if path.read_bytes() == data:
@@ -93,7 +99,7 @@ def write_atomically(path: Path, data: bytes) -> None:
             target.write(data)
             target.flush()
             os.fsync(target.fileno())
-            os.fchmod(target.fileno(), 0o644)
+            os.fchmod(target.fileno(), mode)
         os.replace(name, str(path))  # noqa: PTH105 - both names are strings here
     except BaseException:
         Path(name).unlink()
@@ -122,8 +128,10 @@ class Stamps:
 
     FORMAT = 1
 
-    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+    def __init__(self, path: str | os.PathLike[str] | None = None, mode: int = PUBLIC) -> None:
+        """`mode` are the rights that the file gets."""
         self.path = Path(path) if path is not None else None
+        self.mode = mode
         self.hashed_bytes = 0
         self._lock = threading.Lock()
         self._known: dict[str, list[object]] = {}
@@ -225,7 +233,7 @@ class Stamps:
             self._own = {key: entry for key, entry in self._own.items() if key not in own or own[key] != entry}
             self._known = {**kept, **{key: entry for key, entry in self._own.items() if entry is not None}}
             content = {"format": self.FORMAT, "files": dict(sorted(kept.items()))}
-        write_atomically(self.path, json.dumps(content, separators=(",", ":")).encode() + b"\n")
+        write_atomically(self.path, json.dumps(content, separators=(",", ":")).encode() + b"\n", self.mode)
 
 
 def _key(path: str | os.PathLike[str]) -> str:

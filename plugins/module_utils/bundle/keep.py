@@ -18,7 +18,7 @@ import zlib
 from typing import Any, Iterable, Iterator, NamedTuple
 
 from .deep import Deep, Reread, files, read_again
-from .digest import is_digest, write_atomically
+from .digest import PRIVATE, is_digest, write_atomically
 from .documents import shown
 from .library import distrust_library, library_is_right, library_is_sound, library_path
 from .manifest import MAX_MANIFEST, Artifact, Blob, name_problem, split_reference
@@ -143,7 +143,7 @@ def _note_arriving(store: Store, wanted: list[Wanted]) -> None:
         return
     if wanted:
         rows = [{"kind": entry.kind, "name": entry.name, "digest": entry.digest} for entry in wanted]
-        write_atomically(path, json.dumps(rows).encode() + b"\n")
+        write_atomically(path, json.dumps(rows).encode() + b"\n", PRIVATE)
     elif path.exists():
         path.unlink()
 

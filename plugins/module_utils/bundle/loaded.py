@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any, Iterable, NamedTuple
 
-from .digest import write_atomically
+from .digest import PRIVATE, write_atomically
 
 
 class LoadedImage(NamedTuple):
@@ -54,4 +54,4 @@ def forget_loaded(state: Path, gone: Iterable[tuple[str, str]]) -> None:
 
 def _write(state: Path, images: list[LoadedImage]) -> None:
     content = {"format": 1, "images": [one._asdict() for one in sorted(images, key=lambda one: one[:2])]}
-    write_atomically(state / "images.json", json.dumps(content, indent=1).encode() + b"\n")
+    write_atomically(state / "images.json", json.dumps(content, indent=1).encode() + b"\n", PRIVATE)

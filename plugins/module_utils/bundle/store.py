@@ -29,7 +29,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterable, Iterator, Mapping, NamedTuple
 
-from .digest import ALGORITHM, CHUNK, Stamps, free_bytes, hash_file, is_digest
+from .digest import ALGORITHM, CHUNK, PRIVATE, Stamps, free_bytes, hash_file, is_digest
 from .sizes import size_text
 
 DIRECTORY_MODE = 0o755
@@ -89,7 +89,7 @@ class Store:
         self.blobs = self.root / "blobs" / "sha256"
         self.partial = self.root / "partial"
         self.state = self.root / "state"
-        self.stamps = Stamps(self.state / "stamps.json")
+        self.stamps = Stamps(self.state / "stamps.json", PRIVATE)
         self.adopted = 0
 
     @property

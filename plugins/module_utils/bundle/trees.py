@@ -26,7 +26,7 @@ import stat
 from pathlib import Path
 from typing import Any, Iterable
 
-from .digest import write_atomically
+from .digest import PRIVATE, write_atomically
 from .documents import DocumentError, parse, read_small
 from .library import library_is_right, library_path, make_library
 from .manifest import IMAGE_NAME, IMAGES, Artifact, File, artifact_from
@@ -97,7 +97,7 @@ def refresh(store: Store, artifacts: Iterable[Artifact]) -> list[str]:
             make_library(store, libraries)
     if str(_catalogue_path(store)) in paths:
         content = json.dumps(catalogue(store, artifacts), indent=2, sort_keys=True)
-        write_atomically(_catalogue_path(store), content.encode() + b"\n")
+        write_atomically(_catalogue_path(store), content.encode() + b"\n", PRIVATE)
     return [*paths, *mended]
 
 

@@ -29,7 +29,7 @@ import zlib
 from pathlib import Path
 from typing import Any, Iterable, NamedTuple
 
-from .digest import hash_bytes, write_atomically
+from .digest import PRIVATE, hash_bytes, write_atomically
 from .documents import MAX_DOCUMENT, DocumentError, parse, read_small
 from .manifest import REF_NAME
 
@@ -258,7 +258,7 @@ def vouch(index: str, signature: str | None, signers: str, wanted: Iterable[Any]
         raise TrustError(INDEX, f"{where}: {'; '.join(strangers)}. Nothing of it was taken.")
     for path, content in ((INDEX_FILE, raw), (SIGNATURE_FILE, signed or b"")):
         if proof is not None and proof.is_dir() and _content(proof / path) != content:
-            write_atomically(proof / path, content)
+            write_atomically(proof / path, content, PRIVATE)
     return signer
 
 

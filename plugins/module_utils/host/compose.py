@@ -9,6 +9,7 @@ names no release, no model and no secret, and files that are mounted are in it b
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
@@ -16,7 +17,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Seque
 
 from ..server.engines import INDEX, INDEX_SERVICE, WHEELS, WHEELS_DIRECTORY, Engines
 from ..server.keeper_release import PROGRAM
-from . import guarding
+from . import guarding, hardening, isolation
 from .gpus import Given
 from .ports import is_address
 
@@ -24,7 +25,6 @@ SERVICE = "server"
 KEEPER = "keeper"
 PORT = 9997
 """The port inside the container, whatever port is published."""
-HOME = "/root/.xinference"
 MODELS = "/models"
 PIP_CONF = "pip.conf"
 GUARD = "/etc/airgap"
@@ -36,28 +36,44 @@ MOUNTED = "airgap.xinference.mounted"
 LOOPBACK = "127.0.0.1"
 EVERYWHERE = ("0.0.0.0", "::")
 
+OWN = ".xinference"
+"""What the server keeps, below its home directory in the container."""
 CACHES = {
-    "huggingface": "/root/.cache/huggingface",
-    "modelscope": "/root/.cache/modelscope",
-    "vllm": "/root/.cache/vllm",
-    "flashinfer": "/root/.cache/flashinfer",
-    "triton": "/root/.triton",
+    "huggingface": ".cache/huggingface",
+    "modelscope": ".cache/modelscope",
+    "vllm": ".cache/vllm",
+    "flashinfer": ".cache/flashinfer",
+    "triton": ".triton",
 }
-"""Directories below `cache` on the host, and where libraries look for them in the container."""
+"""Directories below `cache` on the host, and where libraries look for them below the home directory."""
 
-PLACES = {
-    "XINFERENCE_HOME": HOME,
-    "HF_HOME": CACHES["huggingface"],
-    "MODELSCOPE_CACHE": CACHES["modelscope"],
-    # Xinference moves XDG_CACHE_HOME, and what vLLM compiles with it.
-    "VLLM_CACHE_ROOT": CACHES["vllm"],
-    "TRITON_CACHE_DIR": f"{CACHES['triton']}/cache",
-    # FlashInfer adds .cache/flashinfer.
-    "FLASHINFER_WORKSPACE_BASE": "/root",
-    # Files that libraries otherwise fetch at the first request; a site puts them here.
-    "TIKTOKEN_CACHE_DIR": f"{HOME}/tiktoken",
-    "NLTK_DATA": f"{HOME}/nltk_data",
-}
+
+def places(server: Server) -> Dict[str, str]:
+    """The variables that tell a server and its libraries where everything is."""
+    home = hardening.home(server.user)
+    own = f"{home}/{OWN}"
+    found = {
+        "XINFERENCE_HOME": own,
+        "HF_HOME": f"{home}/{CACHES['huggingface']}",
+        "MODELSCOPE_CACHE": f"{home}/{CACHES['modelscope']}",
+        # Xinference moves XDG_CACHE_HOME, and what vLLM compiles with it.
+        "VLLM_CACHE_ROOT": f"{home}/{CACHES['vllm']}",
+        "TRITON_CACHE_DIR": f"{home}/{CACHES['triton']}/cache",
+        # FlashInfer adds .cache/flashinfer.
+        "FLASHINFER_WORKSPACE_BASE": home,
+        # Files that libraries otherwise fetch at the first request; a site puts them here.
+        "TIKTOKEN_CACHE_DIR": f"{own}/tiktoken",
+        "NLTK_DATA": f"{own}/nltk_data",
+    }
+    if server.user or server.read_only:
+        found["HOME"] = hardening.HOME
+    if server.user:
+        # Libraries ask for a name, and the image knows none for a number.
+        found["USER"] = "xinference"
+    if server.isolated:
+        found.update(isolation.ENVIRONMENT)
+    return found
+
 
 HEALTH_CHECK = f"""exec "$(command -v python3 || command -v python)" -c '
 import os, signal, urllib.error, urllib.request as ask
@@ -90,6 +106,8 @@ OWN_SETTINGS = {
     "env_file": "xinference_server_secrets",
     "image": "xinference_image",
     "ports": "xinference_host and xinference_port",
+    "read_only": "xinference_server_read_only",
+    "user": "xinference_server_user",
     "volumes": "xinference_server_mounts",
 }
 """What `options` may not say, as it would take away what the server needs or let everyone read a secret."""
@@ -117,7 +135,8 @@ class Server:
     `environment` has no secrets. `guard` are the files of the release that `guarding` is about, empty for a server that
     needs no such start. `mounted` is a hash of the content of mounted files. `options` go over the finished service.
     `gpu_driver` is nvidia or cdi. `keeper` is the user whose files the keeper reads and writes, as `uid:gid`, empty for
-    no keeper; `user_namespace` is set where the engine has others.
+    no keeper; `user_namespace` is set where the engine has others. `user` is that of the server, as `uid:gid`, empty
+    for the image's own, and `capabilities` are what it keeps. `isolated`: on a network without a way out.
     """
 
     project: str
@@ -146,6 +165,10 @@ class Server:
     gpu_driver: str = "nvidia"
     keeper: str = ""
     user_namespace: str = ""
+    user: str = ""
+    capabilities: Sequence[str] = ()
+    read_only: bool = True
+    isolated: bool = False
 
 
 def project(server: Server) -> Dict[str, Any]:
@@ -156,11 +179,18 @@ def project(server: Server) -> Dict[str, Any]:
             "image": server.index_image,
             "pull_policy": "never",
             "restart": "unless-stopped",
+            **hardening.BOUND,
+            "cap_add": hardening.INDEX_CAPABILITIES,
+            **(isolation.INSIDE if server.isolated else {}),
             "logging": _logging(server),
         }
     if server.keeper:
         services[KEEPER] = _keeper(server)
-    return _escaped({"name": server.project, "services": services})
+    networks = {}
+    if server.isolated:
+        services[isolation.SERVICE] = _ingress(server)
+        networks = {"networks": isolation.NETWORKS}
+    return _escaped({"name": server.project, "services": services, **networks})
 
 
 def inner_endpoint(server: Server) -> str:
@@ -186,12 +216,16 @@ def faults(server: Server, secrets: Iterable[str] = ()) -> List[str]:
         found.append(f"xinference_server_log_max_files is {server.log_max_files} and must be 1 or more")
     names = [str(name) for name in (*server.environment, *secrets) if not _VARIABLE.match(str(name))]
     found += [f"{name!r} is no name of an environment variable" for name in names]
+    if server.isolated:
+        found += isolation.faults(server.options)
     return [*found, *_mount_faults(server), *_option_faults(server)]
 
 
 def _mount_faults(server: Server) -> Iterator[str]:
     """Of two mounts on one place Compose takes one and says nothing. The site may replace caches, and nothing else."""
-    ours = [mount.target for mount in mounts(replace(server, mounts=())) if mount.target not in CACHES.values()]
+    home = hardening.home(server.user)
+    caches = [f"{home}/{place}" for place in CACHES.values()]
+    ours = [mount.target for mount in mounts(replace(server, mounts=())) if mount.target not in caches]
     taken = set(ours)
     for mount in server.mounts:
         target = str(PurePosixPath(mount.target))
@@ -214,13 +248,19 @@ def _option_faults(server: Server) -> Iterator[str]:
 def directories(server: Server) -> List[str]:
     """The directories on the host that have to be there before the container."""
     kept = [str(server.root / "state")] if server.keeper else []
-    return [server.home, str(server.root / "models"), *kept, *(str(server.root / "cache" / name) for name in CACHES)]
+    return [*written(server.root, server.home), str(server.root / "models"), *kept]
+
+
+def written(root: PurePosixPath, home: str) -> List[str]:
+    """The directories on the host that the server writes; `home` is what it keeps."""
+    return [home, *(str(root / "cache" / name) for name in CACHES)]
 
 
 def mounts(server: Server) -> List[Mount]:
     """All files and directories of the host that the container sees."""
-    found = [Mount(server.home, HOME, False), Mount(str(server.root / "models"), MODELS)]
-    found += [Mount(str(server.root / "cache" / name), target, False) for name, target in CACHES.items()]
+    home = hardening.home(server.user)
+    found = [Mount(server.home, f"{home}/{OWN}", False), Mount(str(server.root / "models"), MODELS)]
+    found += [Mount(str(server.root / "cache" / name), f"{home}/{place}", False) for name, place in CACHES.items()]
     if server.engines.source == WHEELS:
         found.append(Mount(server.wheels, WHEELS_DIRECTORY))
     if server.engines.pip_conf:
@@ -261,10 +301,11 @@ def _server(server: Server) -> Dict[str, Any]:
         "pull_policy": "never",
         "command": _command(server),
         "restart": "unless-stopped",
-        "environment": {**PLACES, **server.environment},
-        "ports": [_port(address, server.port) for address in published(server.host)],
+        "environment": {**places(server), **server.environment},
+        **_network(server),
         "volumes": [_volume(mount, server.selinux) for mount in mounts(server)],
         "shm_size": server.shm_size,
+        **hardening.server(server.user, server.read_only, server.capabilities),
         "healthcheck": {
             "test": ["CMD-SHELL", HEALTH_CHECK],
             "interval": "10s",
@@ -305,35 +346,66 @@ def _keeper(server: Server) -> Dict[str, Any]:
     It follows `current` by itself, so nothing in here changes with a release.
     """
     service: Dict[str, Any] = {
-        "image": server.image,
-        "pull_policy": "never",
+        **_little(server),
         "entrypoint": ["/bin/sh", "-c", KEEP, str(server.root / "current" / PROGRAM), str(server.root)],
-        "restart": "unless-stopped",
-        # No GPU, also where the engine's default runtime would give it all.
-        "environment": {"CUDA_VISIBLE_DEVICES": "-1", "NVIDIA_VISIBLE_DEVICES": "void"},
         "volumes": [
             _volume(Mount(str(server.root), str(server.root)), server.selinux),
             _volume(Mount(str(server.root / "state"), str(server.root / "state"), False), server.selinux),
         ],
         "user": server.keeper,
-        "read_only": True,
-        "cap_drop": ["ALL"],
-        "security_opt": ["no-new-privileges:true"],
-        "healthcheck": {"disable": True},
-        "logging": {"driver": "json-file", "options": {"max-size": "10m", "max-file": "3"}},
-        "stop_grace_period": "10s",
     }
     if server.user_namespace:
         service["userns_mode"] = server.user_namespace
-    if _on_host_network(server):
+    if server.isolated:
+        service.update(isolation.INSIDE)
+    elif _on_host_network(server):
         service["network_mode"] = "host"
     elif (server.options or {}).get("networks"):
         service["networks"] = list((server.options or {})["networks"])
     return service
 
 
+def _ingress(server: Server) -> Dict[str, Any]:
+    """The way to an isolated server: the server's image, and the one program that it is to run.
+
+    It is mounted through `current`, so that another release alone does not change the project.
+    """
+    program = Mount(str(server.root / "current" / isolation.PROGRAM), isolation.TARGET)
+    return {
+        **_little(server),
+        **isolation.service(SERVICE, PORT),
+        "ports": _ports(server),
+        "volumes": [_volume(program, server.selinux)],
+        "labels": {MOUNTED: hashlib.sha256(isolation.program().encode()).hexdigest()[:16]},
+    }
+
+
+def _little(server: Server) -> Dict[str, Any]:
+    """What is the same for all programs of ours that stand beside the server."""
+    return {
+        "image": server.image,
+        "pull_policy": "never",
+        "restart": "unless-stopped",
+        # No GPU, also where the engine's default runtime would give it all.
+        "environment": {"CUDA_VISIBLE_DEVICES": "-1", "NVIDIA_VISIBLE_DEVICES": "void"},
+        **hardening.SEALED,
+        "healthcheck": {"disable": True},
+        "logging": {"driver": "json-file", "options": {"max-size": "10m", "max-file": "3"}},
+        "stop_grace_period": "10s",
+    }
+
+
+def _network(server: Server) -> Dict[str, Any]:
+    """Where the server can be reached: at its published port, or from inside a network of its own alone."""
+    return isolation.INSIDE if server.isolated else {"ports": _ports(server)}
+
+
 def _on_host_network(server: Server) -> bool:
     return (server.options or {}).get("network_mode") == "host"
+
+
+def _ports(server: Server) -> List[Dict[str, Any]]:
+    return [_port(address, server.port) for address in published(server.host)]
 
 
 def _port(address: str, port: int) -> Dict[str, Any]:

@@ -10,12 +10,13 @@ import shlex
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Sequence
 
-from . import guarding, native_ctl, native_run
+from . import guarding, native_ctl, native_run, native_unit
 from .gpus import Given
 from .release import Entry
 
 PRIVATE = 0o400
-PROGRAM = 0o555
+SHARED = 0o440
+PROGRAM = 0o550
 
 
 def files(
@@ -30,7 +31,8 @@ def files(
     """Everything a release of the native backend holds; `keeper` are the files of the keeper, `guard` of guarding.
 
     `service` is the definition of the server (`name`, `manager`, `command`, `environment`, `directory`, `host`, `port`,
-    `stop_timeout`), `models` the desired set, `artifacts` what shipping put on the host, `gpus` what it may use.
+    `stop_timeout`, `user`, `writable`), `models` the desired set, `artifacts` what shipping put on the host, `gpus`
+    what it may use.
     """
     guard = guarding.files({}, {}, "") if guard is None else guard
     if guarding.needed(guard):
@@ -41,7 +43,8 @@ def files(
     keep = f"exec {python} -E -s -B {here}/keeper.pyz --root {shlex.quote(str(root))}"
     control = f'exec {python} -E -s -B {here}/native_ctl.py --root {shlex.quote(str(root))} "$@"'
     return {
-        "service.json": Entry(json_text(service), PRIVATE),
+        # Its group is that of the server's user, where it has one.
+        "service.json": Entry(json_text(service), SHARED if service.get("user") else PRIVATE),
         # A server that is told by CUDA_VISIBLE_DEVICES what to use keeps the numbers of the host.
         "server.json": Entry(
             json_text({"backend": "native", "gpus": [{"index": gpu.index, "names": gpu.names} for gpu in gpus]})
@@ -50,6 +53,7 @@ def files(
         "artifacts.json": Entry(json_text(artifacts)),
         "bin/native_run.py": Entry(_source(native_run)),
         "bin/native_ctl.py": Entry(_source(native_ctl)),
+        "bin/native_unit.py": Entry(_source(native_unit)),
         "bin/run": Entry(f'#!/bin/sh\nexec {python} -E -s -B {here}/native_run.py "$@"\n', PROGRAM),
         "bin/xinferencectl": Entry(f"#!/bin/sh\n{control}\n", PROGRAM),
         **guard,

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from pathlib import Path, PurePosixPath
@@ -13,7 +14,7 @@ from typing import Any, Dict, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from ..server.engines import INDEX, WHEELS, Engines, EnginesError, engines
 from ..server.features import Features, features
-from . import compose, guarding
+from . import compose, guarding, isolation
 from .definition import PRIVATE, json_text
 from .docker_cli import Docker
 from .gpus import Given
@@ -24,6 +25,8 @@ from .yaml_text import yaml_text
 COMPOSE_FILE = "compose.yaml"
 VIEW = "server.json"
 PIECE = 1 << 20
+MOUNTED = 0o444
+"""Rights of a file that is seen in a container, by whoever runs there."""
 _VERSION = re.compile(r"v?(\d+\.\d+[^-]*)")
 
 
@@ -159,7 +162,9 @@ def files(
         **(keeper or {}),
     }
     if server.engines.pip_conf:
-        found[compose.PIP_CONF] = Entry(server.engines.pip_conf)
+        found[compose.PIP_CONF] = Entry(server.engines.pip_conf, MOUNTED)
+    if server.isolated:
+        found[isolation.PROGRAM] = Entry(isolation.program(), MOUNTED)
     return found
 
 
@@ -198,11 +203,12 @@ def server_from(
     keeper: Tuple[str, str] = ("", ""),
     guard: Optional[Mapping[str, Entry]] = None,
     seed: str = "",
+    user: Tuple[str, Sequence[str]] = ("", ()),
 ) -> compose.Server:
     """The server to run; `environment` has no secrets.
 
     `keeper` are the keeper's user and namespace of users, see `keeper_user`. `guard` are the files of guarding, and
-    `seed` that of the host.
+    `seed` that of the host. `user` are the server's user and the capabilities that it keeps, see `container_user`.
     """
     mounts = [compose.Mount(one["source"], one["target"], bool(one["read_only"])) for one in container["mounts"]]
     texts = {compose.PIP_CONF: source.pip_conf} if source.pip_conf else {}
@@ -236,6 +242,10 @@ def server_from(
         gpu_driver=gpu_driver,
         keeper=keeper[0],
         user_namespace=keeper[1],
+        user=user[0],
+        capabilities=user[1],
+        read_only=container["read_only"] != "no",
+        isolated=container["isolated"],
     )
 
 
@@ -264,6 +274,18 @@ def environment_of(
     texts = {name: str(value) for name, value in together.items() if value is not None}
     public, secret = compose.split_secrets({name: text for name, text in texts.items() if name not in secrets})
     return public, {**secret, **{name: text for name, text in texts.items() if name in secrets}}
+
+
+def stop(docker: Docker, root: Path) -> None:
+    """Stop the server of the release in force, if it runs: what it writes is about to be given to another user."""
+    try:
+        view = json.loads((root / "current" / VIEW).read_text(encoding="utf-8"))
+        labels = {"com.docker.compose.project": view["project"], "com.docker.compose.service": view["service"]}
+    except (OSError, KeyError):
+        return
+    seen = docker.container({**labels, "com.docker.compose.oneoff": "False"})
+    if seen is not None and seen["State"].get("Running"):
+        docker.ask("stop", seen["Id"])
 
 
 def compose_plugin(artifacts: Mapping[str, Any]) -> Dict[str, str]:

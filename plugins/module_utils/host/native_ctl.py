@@ -4,7 +4,7 @@
 """Start, stop and look at the native server of a host, under systemd or supervisord.
 
 The modules use this file as a library, and people as a program: every release has it as ``bin/xinferencectl``. It
-needs nothing but Python's own library and `native_run.py` beside it.
+needs nothing but Python's own library, and `native_run.py` and `native_unit.py` beside it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,10 +24,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Optional, Sequence, Set
 
 if TYPE_CHECKING or __name__ != "__main__":
-    from . import native_run
+    from . import native_run, native_unit
     from .native_run import say
 else:
     import native_run
+    import native_unit
     from native_run import say
 
 SOCKET_LIMIT = 100
@@ -100,7 +102,7 @@ class Native:
             self._start()
 
     def _start(self) -> None:
-        for name in ("run", "logs", "home"):
+        for name in ("run", "logs", "home", "state"):
             (self.root / name).mkdir(mode=0o700 if name == "run" else 0o750, parents=True, exist_ok=True)
         if self.systemd:
             self._start_unit(self.name, self.unit())
@@ -229,30 +231,24 @@ class Native:
 
     def unit(self) -> str:
         """The systemd unit of the server."""
-        return self._unit("Xinference server", self.command, int(self.patience), "LimitNOFILE=1048576\nUMask=0027\n")
+        service, written = self.service, self.written
+        more = native_unit.devices(shutil.which("nvidia-modprobe") or "") + self._home([*written, self.python])
+        user, port = str(service.get("user") or "root"), int(service["port"])
+        return native_unit.server(str(self.root), self.command, int(self.patience), user, port, written, more)
 
     def keeper_unit(self) -> str:
-        """The systemd unit of the keeper: its own, so that neither ends with the other."""
-        return self._unit("Keeper of the Xinference models", self.keeper_command, 15, "UMask=0027\n")
+        """The systemd unit of the keeper."""
+        state = [str(self.root / "state")]
+        return native_unit.keeper(str(self.root), self.keeper_command, state, self._home([*state, self.python]))
 
-    def _unit(self, what: str, command: List[str], patience: int, more: str) -> str:
-        quoted = " ".join('"' + part.replace("%", "%%").replace("$", "$$") + '"' for part in command)
-        return f"""# Written by airgap.xinference; changes are lost.
-[Unit]
-Description={what} under {self.root}
-After=network.target
-StartLimitIntervalSec=0
+    @property
+    def written(self) -> List[str]:
+        """What the server writes: what it keeps, where its processes meet, and what the inventory names."""
+        return [str(self.service["directory"]), str(self.root / "run"), *self.service.get("writable", [])]
 
-[Service]
-ExecStart={quoted}
-Restart=always
-RestartSec=5
-KillMode=mixed
-TimeoutStopSec={patience}
-{more}
-[Install]
-WantedBy=multi-user.target
-"""
+    @staticmethod
+    def _home(needed: Sequence[str]) -> str:
+        return native_unit.home([os.path.realpath(path) for path in needed] + list(needed))
 
     def supervisor_config(self) -> str:
         """The configuration of supervisord, which knows the server and, where the release has one, the keeper."""

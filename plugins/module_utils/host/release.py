@@ -40,7 +40,7 @@ class Entry:
     """One file of a release: its text, or its bytes where it is none."""
 
     text: str = ""
-    mode: int = 0o444
+    mode: int = 0o440
     data: Optional[bytes] = None
 
     @property
@@ -75,9 +75,11 @@ def current(root: Path) -> Optional[str]:
     return target.name if (root / target).parent == root / RELEASES else None
 
 
-def whole(root: Path, files: Files) -> bool:
+def whole(root: Path, files: Files, group: Optional[int] = None) -> bool:
     """Whether the release with these files stands on disk, complete and unchanged, with the same rights."""
     directory = root / RELEASES / identity(files)
+    if group is not None and not all(_group(path) == group for path in (directory, directory.parent)):
+        return False
     found = {str(path.relative_to(directory)): path for path in _paths(directory)}
     return set(found) == set(files) and all(
         found[path].read_bytes() == entry.content and stat.S_IMODE(found[path].stat().st_mode) == entry.mode
@@ -85,26 +87,35 @@ def whole(root: Path, files: Files) -> bool:
     )
 
 
-def make(root: Path, files: Files) -> bool:
+def make(root: Path, files: Files, group: Optional[int] = None) -> bool:
     """Write the release with these files unless it stands; returns whether it had to be written.
+
+    `group` may enter it, and read what a group may.
 
     It appears with one rename, so that an interruption leaves no half release; what it leaves the next call removes,
     so nobody else may do the same meanwhile. One that somebody changed is replaced.
     """
-    if whole(root, files):
+    if whole(root, files, group):
         return False
     directory = root / RELEASES / identity(files)
     directory.parent.mkdir(parents=True, exist_ok=True)
+    if group is not None:
+        os.chown(str(directory.parent), -1, group)
     _clear(directory.parent)
     scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=str(directory.parent)))
     try:
-        scratch.chmod(0o755)
+        scratch.chmod(0o750)
         for name, entry in files.items():
             path = scratch / name
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.parent.is_dir():
+                path.parent.mkdir(parents=True)
+                path.parent.chmod(0o750)
             path.touch(mode=0o600)
             path.write_bytes(entry.content)
             path.chmod(entry.mode)
+        if group is not None:
+            for path in (scratch, *scratch.rglob("*")):
+                os.chown(str(path), -1, group)
         if directory.exists():
             directory.replace(Path(tempfile.mkdtemp(prefix=".old-", dir=str(directory.parent)), "old"))
         scratch.replace(directory)
@@ -176,6 +187,10 @@ def read(directory: Path) -> Dict[str, str]:
     return {
         str(path.relative_to(directory)): path.read_bytes().decode("utf-8", "replace") for path in _paths(directory)
     }
+
+
+def _group(path: Path) -> Optional[int]:
+    return path.stat().st_gid if path.is_dir() else None
 
 
 def _paths(directory: Path) -> List[Path]:

@@ -132,8 +132,7 @@ def build(wheels: Path, path: Path, wanted_python: Optional[str] = None) -> Venv
 
     Two builds of the same environment wait for each other, and the second finds the work done. Raises VenvError.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(path.with_name(path.name + ".lock")):
+    with _for_everybody(), _lock(path.with_name(path.name + ".lock")):
         existing = complete(path)
         if existing:
             return existing
@@ -213,7 +212,18 @@ def _version(tag: Optional[str]) -> str:
 
 
 @contextmanager
+def _for_everybody() -> Iterator[None]:
+    """Make files that everybody may read: a server may run as another user than whoever builds."""
+    before = os.umask(0o022)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+@contextmanager
 def _lock(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", encoding="utf-8") as handle:  # noqa: PTH123
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield

@@ -311,6 +311,13 @@ ROWS: Tuple[Row, ...] = (
         "Make room under the root directory and XINFERENCE_HOME.",
     ),
     _row(
+        "read-only",
+        r"Read-only file system: ['\"](?P<path>[^'\"]+)",
+        "The server wants to write {path}, which is read-only.",
+        "Let it: natively with xinference_server_writable; in a container with xinference_server_mounts (or "
+        "xinference_server_read_only: false).",
+    ),
+    _row(
         "no-permission",
         r"PermissionError|Permission denied",
         "The server may not read or write a file it needs.",

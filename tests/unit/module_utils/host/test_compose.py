@@ -19,6 +19,7 @@ from ansible_collections.airgap.xinference.plugins.module_utils.host import (
     docker_cli,
     docker_release,
     guarding,
+    hardening,
     release,
 )
 from ansible_collections.airgap.xinference.plugins.module_utils.host.docker_release import ContainerError
@@ -73,8 +74,16 @@ WHEELS = replace(
 INDEX = replace(CPU, engines=engines("bundle", features("3.2.0")), index_image="sha256:" + "5" * 64, mounted="1" * 16)
 
 KEPT = replace(CPU, keeper="1000:1000", selinux=True)
+ISOLATED = replace(INDEX, keeper="0:0", user="1000:1000", isolated=True, host="10.1.2.3")
 
-SERVERS: Dict[str, compose.Server] = {"cpu": CPU, "gpu": GPU, "wheels": WHEELS, "index": INDEX, "keeper": KEPT}
+SERVERS: Dict[str, compose.Server] = {
+    "cpu": CPU,
+    "gpu": GPU,
+    "wheels": WHEELS,
+    "index": INDEX,
+    "keeper": KEPT,
+    "isolated": ISOLATED,
+}
 
 ARTIFACTS = {
     "images": {
@@ -195,6 +204,59 @@ def test_mounts_are_what_the_server_keeps_and_needs() -> None:
     assert {volume["source"] for volume in volumes.values()} <= set(compose.directories(CPU))
 
 
+def test_a_server_may_do_nothing_that_it_does_not_need() -> None:
+    made = service(CPU)
+    assert made["cap_drop"] == ["ALL"] and "cap_add" not in made and made["read_only"] and "user" not in made
+    assert made["security_opt"] == ["no-new-privileges:true"] and made["pids_limit"] == hardening.PIDS
+    assert made["environment"]["HOME"] == "/home/xinference" and made["environment"]["HF_HOME"].startswith("/root/")
+    assert [one.partition(":")[0] for one in made["tmpfs"]] == ["/home/xinference", "/tmp"]
+    assert service(replace(CPU, capabilities=("DAC_OVERRIDE",)))["cap_add"] == ["DAC_OVERRIDE"]
+
+
+def test_one_whose_files_may_be_written_has_the_home_of_its_image() -> None:
+    made = service(replace(CPU, read_only=False))
+    assert "read_only" not in made and "tmpfs" not in made and "HOME" not in made["environment"]
+    assert made["cap_drop"] == ["ALL"]
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_user_has_a_home_that_it_can_enter(read_only: bool) -> None:
+    made = service(replace(CPU, user="1000:1001", read_only=read_only))
+    assert made["user"] == "1000:1001" and made["environment"]["HOME"] == "/home/xinference"
+    memory = [one for one in made["tmpfs"] if not one.startswith("/tmp")]
+    assert [one.partition(":")[0] for one in memory] == ["/home/xinference", "/home/xinference/.cache"]
+    assert all("mode=0700,uid=1000,gid=1001" in one for one in memory)
+    assert not [text for text in made["environment"].values() if text.startswith("/root")]
+    assert not [volume for volume in made["volumes"] if volume["target"].startswith("/root")]
+
+
+def test_an_isolated_server_has_no_way_out_and_a_way_in() -> None:
+    project = compose.project(ISOLATED)
+    assert list(project["networks"]) == ["inside"] and project["networks"]["inside"]["internal"] is True
+    services = project["services"]
+    assert sorted(services) == ["engines-index", "ingress", "keeper", "server"]
+    for name, made in services.items():
+        assert made["networks"] == (["default", "inside"] if name == "ingress" else ["inside"])
+        assert made["dns"] == ["127.0.0.1"] and ("ports" in made) is (name == "ingress")
+    ingress = services["ingress"]
+    assert [port["host_ip"] for port in ingress["ports"]] == ["10.1.2.3", "127.0.0.1"]
+    assert ingress["entrypoint"][-2:] == ["server:9997", "9997"]
+    assert [volume["source"] for volume in ingress["volumes"]] == ["/opt/xinference/current/bin/ingress.py"]
+    for made in (ingress, services["keeper"]):
+        assert {**made, **hardening.SEALED} == made
+    assert ingress["user"] == "65534:65534"
+    files = docker_release.files(ISOLATED, {}, [], {})
+    assert files["bin/ingress.py"].mode == 0o444 and "def serve(" in files["bin/ingress.py"].text
+    assert "bin/ingress.py" not in docker_release.files(CPU, {}, [], {})
+
+
+@pytest.mark.parametrize("name", ["network_mode", "networks", "dns", "dns_search", "dns_opt", "extra_hosts"])
+def test_an_isolated_server_is_given_no_other_network(name: str) -> None:
+    told = compose.faults(replace(ISOLATED, options={name: "x"}))
+    assert told == [f"xinference_server_container_options.{name} and xinference_server_isolated exclude each other"]
+    assert not compose.faults(replace(ISOLATED, isolated=False, options={name: "x"}))
+
+
 def test_selinux_labels_are_for_every_mount_or_none() -> None:
     assert {volume["bind"].get("selinux") for volume in service(GPU)["volumes"]} == {"z"}
     assert {volume["bind"].get("selinux") for volume in service(CPU)["volumes"]} == {None}
@@ -218,7 +280,7 @@ def test_what_compose_would_misunderstand_is_refused() -> None:
         compose.Mount("/etc", "here"),
         compose.Mount("/a", "/b"),
         compose.Mount("/c", "/b"),
-        compose.Mount("/srv/hf", compose.CACHES["huggingface"], False),
+        compose.Mount("/srv/hf", f"/root/{compose.CACHES['huggingface']}", False),
     )
     options = {"environment": {"A": "1"}, "labels": ["a=b"], "volumes": [], "shm_size": "1g", "healthcheck": None}
     wrong = replace(GPU, project="My Site", port=70000, host="gpu.site", mounts=mounts, options=options)

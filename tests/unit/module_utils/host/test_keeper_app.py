@@ -54,7 +54,7 @@ def test_it_holds_all_that_the_modules_import_and_nothing_of_ansible_or_the_othe
 def test_it_is_made_part_of_a_release_that_stays_whole(tmp_path: Path) -> None:
     one = put(tmp_path, [])
     path = tmp_path / "current/bin/keeper.pyz"
-    assert path.read_bytes() == keeper_app.program() and path.stat().st_mode & 0o777 == 0o444
+    assert path.read_bytes() == keeper_app.program() and path.stat().st_mode & 0o777 == 0o440
     assert put(tmp_path, []) == one and put(tmp_path, [{"model_uid": "m"}]) != one
     told = json.loads((tmp_path / "current/keeper.json").read_text())
     assert told == {"endpoint": "http://127.0.0.1:9", **TOLD}

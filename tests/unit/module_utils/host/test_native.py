@@ -24,6 +24,7 @@ from ansible_collections.airgap.xinference.plugins.module_utils.host import (
     definition,
     native_ctl,
     native_run,
+    native_unit,
     release,
     service,
 )
@@ -371,14 +372,48 @@ def test_managers_get_paths_with_odd_characters_right(tmp_path: Path) -> None:
     assert f'"{root}/current/bin/run"'.replace("%", "%%") in native.supervisor_config()
 
 
+def test_a_server_under_systemd_is_confined(tmp_path: Path) -> None:
+    deploy(tmp_path)
+    native = native_ctl.Native(tmp_path)
+    native.service.update(user="xinference", directory="/opt/x/home", writable=["/data/100% of it"], port=9997)
+    unit = native.unit().splitlines()
+    written = f'"/opt/x/home" "{tmp_path}/run" "/data/100%% of it"'
+    assert "User=xinference" in unit and "CapabilityBoundingSet=" in unit and f"ReadWritePaths={written}" in unit
+    assert f"ExecStartPre=+/bin/chown --recursive --no-dereference xinference: {written}" in unit
+    for line in ("NoNewPrivileges=yes", "ProtectSystem=strict", "PrivateTmp=yes", "UMask=0027"):
+        assert line in unit, line
+    # GPUs are devices, and code is compiled while the server runs.
+    for word in ("PrivateDevices", "DevicePolicy", "ProtectClock", "MemoryDenyWriteExecute"):
+        assert word not in "".join(unit)
+    keeper = native.keeper_unit().splitlines()
+    assert "CapabilityBoundingSet=CAP_DAC_OVERRIDE CAP_KILL CAP_SYS_PTRACE" in keeper
+    assert f'ReadWritePaths="{tmp_path}/state"' in keeper and "NoNewPrivileges=yes" in keeper
+    native.service["port"] = 443
+    assert "AmbientCapabilities=CAP_NET_BIND_SERVICE" in native.unit()
+    del native.service["user"]
+    assert "User=root" in native.unit()
+
+
+def test_home_directories_are_hidden_unless_something_needed_lies_there() -> None:
+    assert native_unit.home(["/opt/xinference/run", "/usr/bin/python3"]) == "ProtectHome=yes\n"
+    assert native_unit.home(["/opt/xinference/run", "/root/.pyenv/bin/python"]) == "ProtectHome=read-only\n"
+    assert native_unit.home(["/homework"]) == "ProtectHome=yes\n" and "read" in native_unit.home(["/home"])
+
+
+def test_devices_of_gpus_are_made_before_the_server_starts() -> None:
+    assert native_unit.devices("/usr/bin/nvidia-modprobe") == "ExecStartPre=+-/usr/bin/nvidia-modprobe -u -c=0\n"
+    assert native_unit.devices("") == ""
+
+
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
 def test_systemd_understands_the_unit(tmp_path: Path) -> None:
     """It is read only; no systemd is started."""
-    deploy(tmp_path)
+    deploy(tmp_path, keeper=True)
     unit = tmp_path / "xinference.service"
-    unit.write_text(native_ctl.Native(tmp_path).unit())
-    done = subprocess.run(["systemd-analyze", "verify", str(unit)], stderr=subprocess.PIPE, check=False)
-    assert (done.returncode, done.stderr) == (0, b"")
+    for text in (native_ctl.Native(tmp_path).unit(), native_ctl.Native(tmp_path).keeper_unit()):
+        unit.write_text(text)
+        done = subprocess.run(["systemd-analyze", "verify", str(unit)], stderr=subprocess.PIPE, check=False)
+        assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_the_end_of_a_log(tmp_path: Path) -> None:
