@@ -503,7 +503,7 @@ def main() -> None:
         before = release.read(root / "current")
         user, others = owner(module, root)
         runs_as = service_user_of(files)
-        group = container_user.group_of(user) if user else service_user.group_of(runs_as)
+        group = int(user.partition(":")[2]) if user else service_user.group_of(runs_as)
         changed = wanted != previous or not release.whole(root, files, group) or service_user.missing(runs_as)
         changed = changed or bool(others or modes.too_open(root, homes(module)))
         if changed and not module.check_mode:
@@ -535,13 +535,13 @@ def native(module: AnsibleModule, root: Path) -> Dict[str, release.Entry]:
     }
     service["user"] = service_user.user_of(service["user"], service["manager"])
     service_user.refuse_closed(service["user"], [str(root / "x"), service["command"][0], service["directory"]])
-    rights = definition.SHARED if service["user"] else definition.PRIVATE
-    guard = guarding.files(secrets, module.params["accounts"] or {}, seed(module, root), rights)
+    guard = guarding.files(secrets, module.params["accounts"] or {}, seed(module, root), bool(service["user"]))
     numbers = service["environment"].get("CUDA_VISIBLE_DEVICES", "").split(",")
     gpus = gpus_of([number for number in numbers if number.isdigit()])
     mine = {"pid_file": str(root / native_run.STATE), "mark": f"{native_run.MARK}={root}"}
     keeper = keeper_files(module, endpoint(service), **mine)
-    return definition.files(root, service, module.params["models"], definition.shipped(root), gpus, keeper, guard)
+    shipped = definition.shipped(root)
+    return definition.files(root, service, module.params["models"], shipped, gpus, keeper, guard)
 
 
 def texts(variables: Mapping[str, Any]) -> Dict[str, str]:
@@ -585,8 +585,7 @@ def container(module: AnsibleModule, root: Path) -> Dict[str, release.Entry]:
     user = container_user.user_of(wanted["user"], info)
     written = compose.written(PurePosixPath(root), wanted["home"])
     environment, secrets = docker_release.environment_of(wanted, source, module.params["secrets"])
-    rights = definition.SHARED if user else definition.PRIVATE
-    guard = guarding.files(secrets, module.params["accounts"] or {}, seed(module, root), rights)
+    guard = guarding.files(secrets, module.params["accounts"] or {}, seed(module, root), bool(user))
     server = docker_release.server_from(
         wanted,
         root,

@@ -36,11 +36,6 @@ def user_of(wanted: str, info: Mapping[str, Any]) -> str:
     return f"{found.group(1)}:{found.group(2) or found.group(1)}"
 
 
-def group_of(user: str) -> int:
-    """The group of a user that is given as `uid:gid`: it reads what its server starts from."""
-    return _numbers(user)[1]
-
-
 def capabilities(user: str, written: Sequence[str], info: Mapping[str, Any]) -> Tuple[str, ...]:
     """What the container's root keeps: the right to write directories of another user, where they are another's.
 

@@ -19,6 +19,7 @@ account gets the password in it.
 from __future__ import annotations
 
 import base64
+import contextlib
 import importlib
 import importlib.util
 import json
@@ -85,7 +86,8 @@ def make_accounts(users: Sequence[Mapping[str, Any]], reset: bool) -> List[str]:
     own = "xinference.api.oauth2.advanced"
     path = Path(importlib.import_module("xinference.constants").XINFERENCE_AUTH_DB_PATH)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.parent.chmod(0o700)  # Beside the database are the keys that all tokens are signed with.
+    with contextlib.suppress(PermissionError):  # Of a directory that belongs to another user.
+        path.parent.chmod(0o700)  # Beside the database are the keys that all tokens are signed with.
     crypto = importlib.import_module(f"{own}.crypto")
     store = _store(own, path)
     name, password = users[0]["username"], users[0]["password"]

@@ -19,27 +19,28 @@ from .release import Entry
 PROGRAM = "bin/guarded.py"
 FILES = (PROGRAM, guarded.SECRETS, guarded.ACCOUNTS)
 """Whatever of a release the server is started from through `guarded`."""
+PUBLIC = 0o444
 PRIVATE = 0o400
+SHARED = 0o440
 SEED = "state/seed"
 READING = ["models:list", "models:read"]
 """What a client may do on a server that gets its accounts from a file."""
 
 
-def files(
-    secrets: Mapping[str, str], accounts: Mapping[str, Any], seed: str, rights: int = PRIVATE
-) -> Dict[str, Entry]:
+def files(secrets: Mapping[str, str], accounts: Mapping[str, Any], seed: str, shared: bool = False) -> Dict[str, Entry]:
     """The files that `guarded` needs; the program is always among them.
 
     `secrets` are variables. `accounts` is empty without authentication, else it has `username`, `password`, `reset` and
-    `api_keys`, a list of `name` and `key`. `seed` is this host's own. `rights` are those of the private files:
-    a server that is not their owner reads them as a member of their group.
+    `api_keys`, a list of `name` and `key`. `seed` is this host's own. `shared`: the server runs as another user than
+    the owner of the release, and reads these files by its group.
     """
-    found = {PROGRAM: Entry(str(guarded.__loader__.get_source(guarded.__name__)))}  # type: ignore[union-attr]
+    private = SHARED if shared else PRIVATE
+    found = {PROGRAM: Entry(str(guarded.__loader__.get_source(guarded.__name__)), PUBLIC)}  # type: ignore[union-attr]
     if secrets:
         lines = (f"{name}={json.dumps(value)}\n" for name, value in sorted(secrets.items()))
-        found[guarded.SECRETS] = Entry("".join(lines), rights)
+        found[guarded.SECRETS] = Entry("".join(lines), private)
     if accounts:
-        found[guarded.ACCOUNTS] = Entry(json.dumps(_accounts(accounts, seed), indent=2) + "\n", rights)
+        found[guarded.ACCOUNTS] = Entry(json.dumps(_accounts(accounts, seed), indent=2) + "\n", private)
     return found
 
 

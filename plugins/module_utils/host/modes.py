@@ -34,10 +34,10 @@ def limits(root: Path, homes: Sequence[str] = ()) -> Iterator[Tuple[Path, int]]:
     """What is to be closed, with the rights it may have at most; `homes` are more directories to close."""
     for name, mode in DIRECTORIES.items():
         yield root / name, mode
-    for home in map(Path, homes):
-        # A directory above the root directory is for more than this server.
-        if home not in root.parents:
-            yield home, CLOSED
+    for home in homes:
+        # Never a directory that everything lies in, whatever an inventory says.
+        if len(Path(home).resolve().parts) > 2:
+            yield Path(home), CLOSED
     for entry in sorted((root / "state").glob("*")):
         if not entry.name.endswith(OPEN_SUFFIXES) and not entry.is_dir():
             yield entry, STATE_FILE

@@ -11,7 +11,7 @@ import threading
 
 import pytest
 from ansible.module_utils import basic
-from ansible_collections.airgap.xinference.plugins.module_utils.host import definition, native_ctl, release
+from ansible_collections.airgap.xinference.plugins.module_utils.host import definition, modes, native_ctl, release
 
 MODULES = "ansible_collections.airgap.xinference.plugins.modules."
 SERVICE = {
@@ -19,10 +19,12 @@ SERVICE = {
     "manager": "supervisord",
     "command": ["python"],
     "environment": {},
-    "directory": "/",
+    "directory": "",
     "host": "127.0.0.1",
     "port": 9,
     "stop_timeout": 1,
+    "user": "",
+    "writable": [],
 }
 
 
@@ -32,9 +34,14 @@ SERVICE = {
 )
 @pytest.mark.parametrize("check_mode", [False, True])
 def test_whoever_comes_second_waits_and_a_dry_run_does_not(tmp_path, monkeypatch, capfd, name, options, check_mode):
-    files = definition.files(tmp_path, SERVICE, [], {})
+    home = tmp_path / "home"
+    home.mkdir(mode=0o750)
+    if "service" in options:
+        options = {"service": {**options["service"], "directory": str(home)}}
+    files = definition.files(tmp_path, {**SERVICE, "directory": str(home)}, [], {})
     release.make(tmp_path, files)
     release.switch(tmp_path, release.identity(files))
+    modes.close(modes.too_open(tmp_path))
     arguments = {"root": str(tmp_path), "_ansible_check_mode": check_mode, **options}
     monkeypatch.setattr(basic, "_ANSIBLE_ARGS", json.dumps({"ANSIBLE_MODULE_ARGS": arguments}).encode())
     monkeypatch.setattr(basic, "_ANSIBLE_PROFILE", "legacy", raising=False)

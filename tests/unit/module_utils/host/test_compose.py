@@ -245,9 +245,9 @@ def test_an_isolated_server_has_no_way_out_and_a_way_in() -> None:
     for made in (ingress, services["keeper"]):
         assert {**made, **hardening.SEALED} == made
     assert ingress["user"] == "65534:65534"
-    files = docker_release.files(ISOLATED, {}, [], {})
+    files = docker_release.files(ISOLATED, [], {}, {})
     assert files["bin/ingress.py"].mode == 0o444 and "def serve(" in files["bin/ingress.py"].text
-    assert "bin/ingress.py" not in docker_release.files(CPU, {}, [], {})
+    assert "bin/ingress.py" not in docker_release.files(CPU, [], {}, {})
 
 
 @pytest.mark.parametrize("name", ["network_mode", "networks", "dns", "dns_search", "dns_opt", "extra_hosts"])

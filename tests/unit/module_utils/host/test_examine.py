@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 import pytest
+from ansible_collections.airgap.xinference.plugins.module_utils.host import examine as examining
 from ansible_collections.airgap.xinference.plugins.module_utils.host import (
-    compose,
     examine_files,
     examine_server,
     release,
     server_log,
     standing,
 )
-from ansible_collections.airgap.xinference.plugins.module_utils.host import examine as examining
 from ansible_collections.airgap.xinference.plugins.module_utils.host.definition import json_text
 from ansible_collections.airgap.xinference.plugins.module_utils.host.deployed import Deployed, deployed
 from ansible_collections.airgap.xinference.plugins.module_utils.host.docker_cli import Answer, DockerError

@@ -287,3 +287,9 @@ def test_a_difference_shows_no_secret() -> None:
     shown = json.dumps(release.difference({}, {name: entry.text for name, entry in files.items()}))
     for secret in ("verysecret", "sk-x", guarding.derived("seed", "tokens")):
         assert secret not in shown
+
+
+def test_another_user_reads_private_files_by_the_group_of_the_release() -> None:
+    files = guarding.files({"A_WORD": "x"}, ADMIN, "seed", shared=True)
+    assert [files[name].mode for name in guarding.FILES] == [0o444, 0o440, 0o440]
+    assert [entry.mode for entry in guarding.files({"A_WORD": "x"}, ADMIN, "seed").values()] == [0o444, 0o400, 0o400]

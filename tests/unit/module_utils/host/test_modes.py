@@ -58,3 +58,9 @@ def test_what_is_another_users_is_not_tried(tmp_path: Path, monkeypatch: Any) ->
     assert modes.too_open(tmp_path)
     monkeypatch.setattr(os, "geteuid", lambda: 54321)
     assert modes.too_open(tmp_path) == []
+
+
+def test_a_directory_that_everything_lies_in_is_left_alone(tmp_path: Path) -> None:
+    """A home that is / or /opt by mistake must not lock everybody else out of the host."""
+    closed = [path for path, _mode in modes.limits(tmp_path, ["/", "/opt", "/opt/x/..", str(tmp_path / "home")])]
+    assert not {Path("/"), Path("/opt"), Path("/opt/x/..")} & set(closed) and tmp_path / "home" in closed

@@ -16,7 +16,7 @@ from typing import Any, Dict, Iterator, List
 from urllib.parse import quote, unquote_plus
 
 import pytest
-from ansible_collections.airgap.xinference.plugins.module_utils.host import compose, support_pack
+from ansible_collections.airgap.xinference.plugins.module_utils.host import support_pack
 from ansible_collections.airgap.xinference.plugins.module_utils.host.docker_cli import Answer
 from ansible_collections.airgap.xinference.plugins.module_utils.host.support_pack import Leak, end_of, pack
 from ansible_collections.airgap.xinference.plugins.module_utils.host.yaml_text import yaml_text
@@ -127,7 +127,7 @@ def root(tmp_path: Path) -> Path:
         "environment": {"SITE_VALUE": PLANTED["server.env"], "HF_HUB_OFFLINE": "1"},
         "command": ["xinference-local", "--api-key", PLANTED["service"]],
         "ports": [{"host_ip": "127.0.0.1", "published": "9", "target": 9997}],
-        "volumes": [{"source": str(top / "home"), "target": compose.HOME}],
+        "volumes": [{"source": str(top / "home"), "target": "/root/.xinference"}],
     }
     write(release / "compose.yaml", "# ours\n" + yaml_text({"name": "p", "services": {"server": server}}))
     (top / "current").symlink_to("releases/aaaaaaaaaaaa")
