@@ -30,8 +30,8 @@ import pytest
 from ansible_collections.airgap.xinference.plugins.module_utils.host import native_run
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-COLD_LIMIT = 360
-SECOND_LIMIT = 25
+COLD_LIMIT = 900
+SECOND_LIMIT = 90
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for network namespaces")
 
