@@ -76,8 +76,12 @@ class Container:
         self._do("run", "--detach", "--name", self.name, *keep, *self._arguments())
 
     def reload(self) -> None:
-        """Have nginx read its configuration again; requests that are on their way are finished."""
-        self._do("kill", "--signal", "HUP", self.name)
+        """Have nginx read its configuration again; requests that are on their way are finished.
+
+        By nginx itself: the engine takes a container that it sent a signal for stopped by hand, and would leave it so
+        after a reboot (seen with 20.10).
+        """
+        self._do("exec", self.name, "nginx", *self._command(f"{INSIDE}/{CURRENT}", "-s", "reload")[1:])
 
     def stop(self) -> None:
         """Take it away, its requests finished where that takes no longer than half a minute."""

@@ -95,3 +95,11 @@ def test_a_container_of_somebody_else_is_left_alone() -> None:
     with pytest.raises(GatewayError, match="is not of this collection"):
         container(engine).stop()
     assert {call[0] for call in engine.calls} == {"inspect"}
+
+
+def test_a_reload_sends_no_signal_by_the_engine() -> None:
+    """The engine would take the container for stopped by hand, and not start it after a reboot."""
+    engine = Engine()
+    container(engine).reload()
+    ((verb, name, *command),) = engine.calls
+    assert (verb, name, command[0], command[-2:]) == ("exec", "gateway", "nginx", ["-s", "reload"])
