@@ -151,12 +151,17 @@ class Search:
         return found
 
     def in_tree(
-        self, root: Path, label: str, private: Sequence[Private] = (), skip: Collection[Path] = ()
+        self,
+        root: Path,
+        label: str,
+        private: Sequence[Private] = (),
+        skip: Collection[Path] = (),
+        since: float = 0,
     ) -> List[Leak]:
         """Leaks in all files below a directory (or in one file), shown as `label` and the path below `root`.
 
-        `skip` names directories that are left out. Links are not followed. Raises OSError when something cannot be
-        read, unless it went away meanwhile.
+        `skip` names directories that are left out; files last changed before `since` are, too. Links are not followed.
+        Raises OSError when something cannot be read, unless it went away meanwhile.
         """
         leaks: Set[Leak] = set()
         seen: Set[Tuple[int, int]] = set()
@@ -169,7 +174,7 @@ class Search:
                 if stat.S_ISLNK(status.st_mode):
                     target = os.fsencode(path.readlink())
                     leaks.update(Leak(place, *found, "its target") for found in self.in_bytes(target))
-                elif stat.S_ISREG(status.st_mode) and status.st_size:
+                elif stat.S_ISREG(status.st_mode) and status.st_size and status.st_ctime >= since:
                     # A blob and its names in the trees of models are one file.
                     if status.st_nlink > 1 and (status.st_dev, status.st_ino) in seen:
                         continue

@@ -164,6 +164,8 @@ def test_a_directory_may_be_left_out_and_a_file_be_searched_alone(tmp_path: Path
     (tmp_path / "layers").mkdir()
     (tmp_path / "layers/file").write_text(OTHER)
     assert SEARCH.in_tree(tmp_path, "here:/", skip=[tmp_path / "layers"]) == []
+    changed = (tmp_path / "layers/file").stat().st_ctime
+    assert SEARCH.in_tree(tmp_path, "here:/", since=changed + 1) == [] != SEARCH.in_tree(tmp_path, "", since=changed)
     assert SEARCH.in_tree(tmp_path / "layers/file", "the output") == [Leak("the output", "key", "plain")]
 
 
