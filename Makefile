@@ -89,6 +89,10 @@ bench-peers: test-tools ## Measure ways to pass blobs from host to host, into bu
 bench: test-tools ## Measure convergence on a real server, into build/bench/converge.json
 	PYTHONPATH=$(COLLECTIONS) python tests/bench/converge.py
 
+.PHONY: bench-gateway
+bench-gateway: test-tools ## Measure what the gateway costs before a real server, into build/bench/gateway.json
+	PYTHONPATH=$(COLLECTIONS) python tests/bench/gateway.py
+
 .PHONY: ship-faults
 ship-faults: test-tools ## Try what goes wrong while shipping, at random moments, into build/bench/ship-faults.json
 	PYTHONPATH=$(COLLECTIONS) python tests/faults/shipping.py

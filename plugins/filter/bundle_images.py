@@ -11,7 +11,7 @@ short_description: List the container images of an inventory
 version_added: "0.1.0"
 description:
   - Takes the images of several hosts and returns each once, with everything that is wrong with them.
-positional: _input, servers
+positional: _input, servers, gateways
 options:
   _input:
     description: The list C(xinference_images) of every host, by name of the host.
@@ -19,6 +19,10 @@ options:
     required: true
   servers:
     description: The image that the server of every host runs, by name of the host; empty for none.
+    type: dict
+    default: {}
+  gateways:
+    description: The image that the gateway of every host runs, by name of the host; empty for none.
     type: dict
     default: {}
 author:
@@ -43,9 +47,9 @@ from typing import Any
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.sources import gather_images
 
 
-def bundle_images(images: dict, servers: dict | None = None) -> dict:
+def bundle_images(images: dict, servers: dict | None = None, gateways: dict | None = None) -> dict:
     """Images and problems; a relative archive is meant from the directory Ansible was started in."""
-    found, problems = gather_images(images, servers or {})
+    found, problems = gather_images(images, servers or {}, gateways or {})
     for entry in found:
         if "archive" in entry:
             entry["archive"] = str(Path(entry["archive"]).expanduser().absolute())

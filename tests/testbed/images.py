@@ -56,6 +56,15 @@ python -c 'import xinference, torch, transformers'
 """
 # Like the images of the project itself: a command has to be given.
 CONFIG = ["ENTRYPOINT []", 'CMD ["/bin/bash"]', "ENV LANG=C.UTF-8", "EXPOSE 9997"]
+# What a site takes for a gateway, as its own image or the official one.
+NGINX = "testbed/nginx:light"
+INSTALL_NGINX = """\
+set -eu
+apt-get update --quiet=2
+DEBIAN_FRONTEND=noninteractive apt-get install --quiet=2 --yes --no-install-recommends nginx-light
+apt-get clean
+rm -rf /var/lib/apt/lists/*
+"""
 # A new version of an image that differs by very little.
 VARIANT = "4.1.0-cpu-b"
 INSTALL_VARIANT = "set -eu\ndate > /etc/xinference-variant\nhead -c 20000 /dev/urandom > /usr/local/share/variant\n"
@@ -222,13 +231,24 @@ def build_xinference() -> List[str]:
     return list(recipes)
 
 
-def _layer(parent: str, script: str, reference: str, wanted: str, mounted: Path) -> str:
-    """Make an image of `parent` and what the script leaves; without a network, and `mounted` is /mnt.
+def nginx() -> str:
+    """Reference of an image with nginx, made when missing."""
+    wanted = recipe(_base_recipe(), INSTALL_NGINX)
+    with lock("nginx"):
+        if not _present(NGINX, wanted):
+            parent = base()
+            say("Building the image with nginx ...")
+            _layer(parent, INSTALL_NGINX, NGINX, wanted, cache(), network="host")
+    return NGINX
+
+
+def _layer(parent: str, script: str, reference: str, wanted: str, mounted: Path, network: str = "none") -> str:
+    """Make an image of `parent` and what the script leaves; without a network by default, and `mounted` is /mnt.
 
     Not a Dockerfile, because the classic builder would put the wheels into a layer first.
     """
     name = f"testbed-build-{os.getpid()}-{recipe(reference)}"
-    container = ["--interactive", "--name", name, "--network", "none", "--volume", f"{mounted}:/mnt:ro"]
+    container = ["--interactive", "--name", name, "--network", network, "--volume", f"{mounted}:/mnt:ro"]
     try:
         docker("run", *container, parent, "sh", "-s", text=script)
         changes = [part for change in (*CONFIG, f"LABEL {RECIPE}={wanted}") for part in ("--change", change)]

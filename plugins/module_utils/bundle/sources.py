@@ -106,15 +106,20 @@ def _companion_source(row: Companion) -> Source:
     return Source(row.name, {"url": row.url, "file": row.file, "sha256": row.sha256})
 
 
-def gather_images(images: Mapping[str, Any], servers: Mapping[str, Any]) -> tuple[list[dict[str, str]], list[str]]:
+def gather_images(
+    images: Mapping[str, Any], servers: Mapping[str, Any], gateways: Mapping[str, Any]
+) -> tuple[list[dict[str, str]], list[str]]:
     """The images of all hosts by name, with their archive where they have one, and everything that is wrong with them.
 
-    `images` are lists of entries by host, `servers` the name of the image each host's server runs, empty for none. An
-    entry without an archive agrees with one that has it.
+    `images` are lists of entries by host, `servers` and `gateways` the names of the images that each host's server
+    and gateway run, empty for none. An entry without an archive agrees with one that has it.
     """
     named = {
-        host: [*_list(entries), *([{"name": servers[host]}] if servers.get(host) else [])]
-        for host, entries in images.items()
+        host: [
+            *_list(images.get(host)),
+            *({"name": runs[host]} for runs in (servers, gateways) if runs.get(host)),
+        ]
+        for host in {**images, **gateways}
     }
     found, problems = _named(named, "xinference_images", "archive", reference_problem, familiar)
     return [{key: value for key, value in entry.items() if value} for entry in found], problems

@@ -75,7 +75,7 @@ def test_every_step_on_a_host_asks_the_same_engine() -> None:
     asked = {name: value for role in ROLES for name, value in defaults(role).items() if name.endswith("_docker_host")}
     del asked["xinference_bundle_docker_host"]  # of the connected machine
     assert asked.pop("xinference_server_docker_host") == ""
-    assert set(asked.values()) == {"{{ xinference_server_docker_host | default('') }}"} and len(asked) == 5
+    assert set(asked.values()) == {"{{ xinference_server_docker_host | default('') }}"} and len(asked) == 6
     status = yaml.safe_load((ROOT / "playbooks/status.yml").read_text())[1]["tasks"][0]
     assert "xinference_server_docker_host" in status["airgap.xinference.xinference_status"]["docker_host"]
 
