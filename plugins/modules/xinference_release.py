@@ -231,6 +231,39 @@ options:
         description: Seconds between two probes of one model; 0 for none.
         type: float
         default: 600
+  accounts:
+    description:
+      - Asks for authentication. The release then starts the server through C(bin/guarded.py), which makes the
+        administrator before anything listens, at every start, or starts nothing.
+      - Kept in a file for its owner only, and never in the environment of a container.
+    type: dict
+    suboptions:
+      username:
+        description: The administrator.
+        type: str
+        required: true
+      password:
+        description: Password for the account when it is made.
+        type: str
+        required: true
+      reset:
+        description: Whether an account that is there gets the password and the rights of an administrator too.
+        type: bool
+        default: false
+      api_keys:
+        description: Keys of clients, for servers that get their accounts from a file (before Xinference 3.0).
+        type: list
+        elements: dict
+        default: []
+        suboptions:
+          name:
+            description: Name of the client.
+            type: str
+            required: true
+          key:
+            description: Its key, C(sk-) and 13 letters or digits.
+            type: str
+            required: true
   login:
     description: Credentials for the keeper, where the server asks for them; kept in a file for its owner only.
     type: dict
@@ -330,6 +363,7 @@ from ansible_collections.airgap.xinference.plugins.module_utils.host import (
     definition,
     docker_release,
     facts,
+    guarding,
     keeper_app,
     native_run,
     release,
@@ -388,6 +422,13 @@ KEEPER = {
     "parallel": {"type": "int", "default": 4},
     "verify": {"type": "float", "default": 600},
 }
+CLIENT = {"name": {"type": "str", "required": True}, "key": {"type": "str", "required": True, "no_log": True}}
+ACCOUNTS = {
+    "username": {"type": "str", "required": True},
+    "password": {"type": "str", "required": True, "no_log": True},
+    "reset": {"type": "bool", "default": False},
+    "api_keys": {"type": "list", "elements": "dict", "default": [], "options": CLIENT, "no_log": False},
+}
 LOGIN = {"username": {"type": "str"}, "password": {"type": "str", "no_log": True}}
 
 
@@ -398,6 +439,7 @@ def main() -> None:
             "service": {"type": "dict", "options": SERVICE},
             "container": {"type": "dict", "options": CONTAINER},
             "secrets": {"type": "dict", "no_log": True, "default": {}},
+            "accounts": {"type": "dict", "options": ACCOUNTS},
             "docker_host": {"type": "str"},
             "models": {"type": "list", "elements": "dict", "default": []},
             "registrations": {"type": "list", "elements": "dict", "default": []},
@@ -443,13 +485,26 @@ def main() -> None:
 def native(module: AnsibleModule, root: Path) -> Dict[str, release.Entry]:
     """The files of a release that runs natively."""
     service = dict(module.params["service"])
-    variables = {**service["environment"], **module.params["secrets"]}
-    service["environment"] = {name: str(value) for name, value in variables.items()}
+    secrets = texts(module.params["secrets"])
+    service["environment"] = {
+        name: value for name, value in texts(service["environment"]).items() if name not in secrets
+    }
+    guard = guarding.files(secrets, module.params["accounts"] or {}, seed(module, root))
     numbers = service["environment"].get("CUDA_VISIBLE_DEVICES", "").split(",")
     gpus = gpus_of([number for number in numbers if number.isdigit()])
     mine = {"pid_file": str(root / native_run.STATE), "mark": f"{native_run.MARK}={root}"}
     keeper = keeper_files(module, endpoint(service), **mine)
-    return definition.files(root, service, module.params["models"], shipped(root), gpus, keeper)
+    return definition.files(root, service, module.params["models"], shipped(root), gpus, keeper, guard)
+
+
+def texts(variables: Mapping[str, Any]) -> Dict[str, str]:
+    """Variables of an environment as texts."""
+    return {name: str(value) for name, value in variables.items()}
+
+
+def seed(module: AnsibleModule, root: Path) -> str:
+    """The seed of the host; check mode makes none."""
+    return guarding.seed(root, not module.check_mode)
 
 
 def other_lists(module: AnsibleModule, root: Path) -> Dict[str, release.Entry]:
@@ -490,17 +545,21 @@ def container(module: AnsibleModule, root: Path) -> Dict[str, release.Entry]:
         index = docker_release.image_of(artifacts, wanted["index_image"], "xinference_server_index_image")
         index_image = engine_id(module, docker, index)
     info = docker.info() if wanted["gpus"] or module.params["keeper"] is not None else {}
-    server, secrets = docker_release.server_from(
+    environment, secrets = docker_release.environment_of(wanted, source, module.params["secrets"])
+    guard = guarding.files(secrets, module.params["accounts"] or {}, seed(module, root))
+    server = docker_release.server_from(
         wanted,
         root,
         engine_id(module, docker, image),
         index_image,
-        docker_release.environment_of(wanted, source, module.params["secrets"]),
+        environment,
         gpus_of(wanted["gpus"]),
         source,
         wheels,
         gpu_driver(info) if wanted["gpus"] else "nvidia",
         docker_release.keeper_user(root, info) if module.params["keeper"] is not None else ("", ""),
+        guard,
+        seed(module, root),
     )
     docker_release.refuse_strangers(docker, root, wanted["project"])
     docker_release.refuse_faults(server, secrets, not module.check_mode)
@@ -508,7 +567,7 @@ def container(module: AnsibleModule, root: Path) -> Dict[str, release.Entry]:
         for directory in compose.directories(server):
             Path(directory).mkdir(parents=True, exist_ok=True)
     keeper = keeper_files(module, compose.inner_endpoint(server))
-    return docker_release.files(server, secrets, module.params["models"], artifacts, keeper)
+    return docker_release.files(server, module.params["models"], artifacts, guard, keeper)
 
 
 def check_project(module: AnsibleModule, root: Path, wanted: str, plugin: Mapping[str, str]) -> None:

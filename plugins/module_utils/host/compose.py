@@ -16,6 +16,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Seque
 
 from ..server.engines import INDEX, INDEX_SERVICE, WHEELS, WHEELS_DIRECTORY, Engines
 from ..server.keeper_release import PROGRAM
+from . import guarding
 from .gpus import Given
 from .ports import is_address
 
@@ -26,7 +27,10 @@ PORT = 9997
 HOME = "/root/.xinference"
 MODELS = "/models"
 PIP_CONF = "pip.conf"
-SECRETS = "server.env"
+GUARD = "/etc/airgap"
+"""Where the container has what `guarded` needs, laid out as in a release."""
+START = 'exec "$(command -v python3 || command -v python)" "$0" "$@"'
+"""Starts the server through `guarded` with any Python of the image; `guarded` finds the server's own."""
 MOUNTED = "airgap.xinference.mounted"
 """The label that changes with the content of mounted files."""
 LOOPBACK = "127.0.0.1"
@@ -81,6 +85,7 @@ KEEP = 'exec "$(command -v python3 || command -v python)" -E -s "$0" --root "$1"
 """Runs the keeper of the release in force with the image's own Python; arguments are the program and the root."""
 
 OWN_SETTINGS = {
+    "command": "xinference_server_arguments",
     "environment": "xinference_server_environment or xinference_server_secrets",
     "env_file": "xinference_server_secrets",
     "image": "xinference_image",
@@ -109,9 +114,10 @@ class Mount:
 class Server:
     """What is to be run. `image` and `index_image` are ids; `wheels` is the host's directory of engines' wheels.
 
-    `environment` has no secrets, `secrets` says whether there are any. `mounted` is a hash of the content of mounted
-    files. `options` go over the finished service. `gpu_driver` is nvidia or cdi. `keeper` is the user whose files the
-    keeper reads and writes, as `uid:gid`, empty for no keeper; `user_namespace` is set where the engine has others.
+    `environment` has no secrets. `guard` are the files of the release that `guarding` is about, empty for a server that
+    needs no such start. `mounted` is a hash of the content of mounted files. `options` go over the finished service.
+    `gpu_driver` is nvidia or cdi. `keeper` is the user whose files the keeper reads and writes, as `uid:gid`, empty for
+    no keeper; `user_namespace` is set where the engine has others.
     """
 
     project: str
@@ -122,7 +128,7 @@ class Server:
     host: str
     port: int
     environment: Mapping[str, str]
-    secrets: bool
+    guard: Tuple[str, ...]
     gpus: Sequence[Given]
     engines: Engines
     shm_size: str
@@ -220,6 +226,7 @@ def mounts(server: Server) -> List[Mount]:
     if server.engines.pip_conf:
         # Through `current`, so that another release alone does not change the project.
         found.append(Mount(str(server.root / "current" / PIP_CONF), "/etc/pip.conf"))
+    found += [Mount(str(server.root / "current" / name), f"{GUARD}/{name}") for name in server.guard]
     return [*found, *server.mounts]
 
 
@@ -231,11 +238,6 @@ def split_secrets(environment: Mapping[str, str]) -> Tuple[Dict[str, str], Dict[
         if _SECRET_NAME.search(name) or _SECRET_VALUE.search(str(value))
     }
     return {name: value for name, value in environment.items() if name not in secret}, secret
-
-
-def env_file(variables: Mapping[str, str]) -> str:
-    """Variables as the file that Compose reads, quoted so that nothing in a value means anything."""
-    return "".join(f"{name}={_quoted(value)}\n" for name, value in sorted(variables.items()))
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> Dict[str, Any]:
@@ -257,7 +259,7 @@ def _server(server: Server) -> Dict[str, Any]:
     service: Dict[str, Any] = {
         "image": server.image,
         "pull_policy": "never",
-        "command": list(server.command),
+        "command": _command(server),
         "restart": "unless-stopped",
         "environment": {**PLACES, **server.environment},
         "ports": [_port(address, server.port) for address in published(server.host)],
@@ -273,8 +275,6 @@ def _server(server: Server) -> Dict[str, Any]:
         "logging": _logging(server),
         "stop_grace_period": f"{server.stop_timeout}s",
     }
-    if server.secrets:
-        service["env_file"] = [SECRETS]
     if server.ulimits:
         service["ulimits"] = dict(server.ulimits)
     if server.mounted:
@@ -291,6 +291,12 @@ def _server(server: Server) -> Dict[str, Any]:
         service["environment"] = {**without, **service["environment"]}
     service["environment"] = dict(sorted(service["environment"].items()))
     return service
+
+
+def _command(server: Server) -> List[str]:
+    if not server.guard:
+        return list(server.command)
+    return ["/bin/sh", "-c", START, f"{GUARD}/{guarding.PROGRAM}", *server.command]
 
 
 def _keeper(server: Server) -> Dict[str, Any]:
@@ -356,11 +362,3 @@ def _escaped(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_escaped(each) for each in value]
     return value.replace("$", "$$") if isinstance(value, str) else value
-
-
-def _quoted(value: str) -> str:
-    if not any(character in value for character in "'\n\r\\"):
-        return f"'{value}'"
-    for character, escape in (("\\", "\\\\"), ('"', '\\"'), ("$", "\\$"), ("\n", "\\n"), ("\r", "\\r")):
-        value = value.replace(character, escape)
-    return f'"{value}"'

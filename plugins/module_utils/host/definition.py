@@ -10,7 +10,7 @@ import shlex
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Sequence
 
-from . import native_ctl, native_run
+from . import guarding, native_ctl, native_run
 from .gpus import Given
 from .release import Entry
 
@@ -25,12 +25,17 @@ def files(
     artifacts: Mapping[str, Any],
     gpus: Sequence[Given] = (),
     keeper: Optional[Mapping[str, Entry]] = None,
+    guard: Optional[Mapping[str, Entry]] = None,
 ) -> Dict[str, Entry]:
-    """Everything a release of the native backend holds; `keeper` are the files of the keeper.
+    """Everything a release of the native backend holds; `keeper` are the files of the keeper, `guard` of guarding.
 
     `service` is the definition of the server (`name`, `manager`, `command`, `environment`, `directory`, `host`, `port`,
     `stop_timeout`), `models` the desired set, `artifacts` what shipping put on the host, `gpus` what it may use.
     """
+    guard = guarding.files({}, {}, "") if guard is None else guard
+    if guarding.needed(guard):
+        python, *program = service["command"]
+        service = {**service, "command": [python, str(root / "current" / guarding.PROGRAM), *program]}
     python = shlex.quote(str(service["command"][0]))
     here = shlex.quote(str(root / "current" / "bin"))
     keep = f"exec {python} -E -s -B {here}/keeper.pyz --root {shlex.quote(str(root))}"
@@ -47,17 +52,15 @@ def files(
         "bin/native_ctl.py": Entry(_source(native_ctl)),
         "bin/run": Entry(f'#!/bin/sh\nexec {python} -E -s -B {here}/native_run.py "$@"\n', PROGRAM),
         "bin/xinferencectl": Entry(f"#!/bin/sh\n{control}\n", PROGRAM),
+        **guard,
         **({**keeper, native_ctl.KEEPER: Entry(f'#!/bin/sh\n{keep} "$@"\n', PROGRAM)} if keeper else {}),
     }
 
 
 def digest(release: Mapping[str, Entry]) -> str:
     """The digest of the definition that a server of this release is started from."""
-    texts = [release[Path(name).relative_to("current").as_posix()].text for name in _DEFINING]
-    return native_run.digest_of(*(text.encode() for text in texts))
-
-
-_DEFINING = (native_run.SERVICE, native_run.RUNNER)
+    names = [Path(name).relative_to("current").as_posix() for name in native_run.DEFINING]
+    return native_run.digest_of(*(release[name].text.encode() for name in names if name in release))
 
 
 def json_text(content: Any) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Dict, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from ..server.engines import INDEX, WHEELS, Engines, EnginesError, engines
 from ..server.features import Features, features
-from . import compose
+from . import compose, guarding
 from .definition import PRIVATE, json_text
 from .docker_cli import Docker
 from .gpus import Given
@@ -144,23 +144,22 @@ def refuse_project(docker: Docker, directory: Path, plugin: str = "") -> None:
 
 def files(
     server: compose.Server,
-    secrets: Mapping[str, str],
     models: Sequence[Any],
     artifacts: Mapping[str, Any],
+    guard: Mapping[str, Entry],
     keeper: Optional[Mapping[str, Entry]] = None,
 ) -> Dict[str, Entry]:
-    """Everything a release of the docker backend holds; `keeper` are the files of the keeper."""
+    """Everything a release of the docker backend holds; `guard` are the files of guarding, `keeper` the keeper's."""
     found = {
         COMPOSE_FILE: Entry(HEADER + yaml_text(compose.project(server))),
         VIEW: Entry(json_text(view(server))),
         "models.json": Entry(json_text(list(models)), PRIVATE),
         "artifacts.json": Entry(json_text(artifacts)),
+        **guard,
         **(keeper or {}),
     }
     if server.engines.pip_conf:
         found[compose.PIP_CONF] = Entry(server.engines.pip_conf)
-    if secrets:
-        found[compose.SECRETS] = Entry(compose.env_file(secrets), PRIVATE)
     return found
 
 
@@ -191,21 +190,26 @@ def server_from(
     root: Path,
     image: str,
     index_image: str,
-    environment: Mapping[str, Any],
+    environment: Mapping[str, str],
     gpus: Sequence[Given],
     source: Engines,
     wheels: str,
     gpu_driver: str,
     keeper: Tuple[str, str] = ("", ""),
-) -> Tuple[compose.Server, Dict[str, str]]:
-    """The server to run, and its secret variables. `environment` is the whole one, without that of `source`.
+    guard: Optional[Mapping[str, Entry]] = None,
+    seed: str = "",
+) -> compose.Server:
+    """The server to run; `environment` has no secrets.
 
-    `keeper` are the keeper's user and namespace of users, see `keeper_user`.
+    `keeper` are the keeper's user and namespace of users, see `keeper_user`. `guard` are the files of guarding, and
+    `seed` that of the host.
     """
-    public, secret = compose.split_secrets({name: str(value) for name, value in environment.items()})
     mounts = [compose.Mount(one["source"], one["target"], bool(one["read_only"])) for one in container["mounts"]]
     texts = {compose.PIP_CONF: source.pip_conf} if source.pip_conf else {}
-    server = compose.Server(
+    guarded = tuple(name for name in guarding.FILES if name in guard) if guard and guarding.needed(guard) else ()
+    if guard and guarded:
+        texts["guarded"] = guarding.mark(guard, seed)
+    return compose.Server(
         project=container["project"],
         image=image,
         command=tuple(container["command"]),
@@ -213,8 +217,8 @@ def server_from(
         home=container["home"],
         host=container["host"],
         port=int(container["port"]),
-        environment=public,
-        secrets=bool(secret),
+        environment=environment,
+        guard=guarded,
         gpus=gpus,
         engines=source,
         shm_size=container["shm_size"],
@@ -233,7 +237,6 @@ def server_from(
         keeper=keeper[0],
         user_namespace=keeper[1],
     )
-    return server, secret
 
 
 def keeper_user(root: Path, info: Mapping[str, Any]) -> Tuple[str, str]:
@@ -249,10 +252,18 @@ def keeper_user(root: Path, info: Mapping[str, Any]) -> Tuple[str, str]:
     return owner, "host" if "name=userns" in told else ""
 
 
-def environment_of(container: Mapping[str, Any], source: Engines, secrets: Mapping[str, Any]) -> Dict[str, Any]:
-    """The whole environment: the collection's, that of the source of engines over it, the inventory's over all."""
+def environment_of(
+    container: Mapping[str, Any], source: Engines, secrets: Mapping[str, Any]
+) -> Tuple[Dict[str, str], Dict[str, str]]:
+    """The environment: what everyone may read, and what is secret.
+
+    It is the collection's, that of the source of engines over it, the inventory's over all. Secret are `secrets`,
+    whatever they are called, and others by their name or value.
+    """
     together = {**container["environment"], **source.environment, **container["overrides"], **secrets}
-    return {name: value for name, value in together.items() if value is not None}
+    texts = {name: str(value) for name, value in together.items() if value is not None}
+    public, secret = compose.split_secrets({name: text for name, text in texts.items() if name not in secrets})
+    return public, {**secret, **{name: text for name, text in texts.items() if name in secrets}}
 
 
 def compose_plugin(artifacts: Mapping[str, Any]) -> Dict[str, str]:

@@ -28,6 +28,8 @@ from typing import Any, Dict, Iterator, List
 
 SERVICE = "current/service.json"
 RUNNER = "current/bin/native_run.py"
+DEFINING = (SERVICE, RUNNER, "current/bin/guarded.py", "current/server.env", "current/accounts.json")
+"""The files that make a running server what it is; the last two are not in every release."""
 STATE = "run/server.json"
 LAST_EXIT = "run/exit.json"
 MARK = "XINFERENCE_SITE_ROOT"
@@ -40,13 +42,13 @@ KILL_WAIT = 10.0
 
 
 def digest(root: Path) -> str:
-    """A hash of all that makes a running server what it is: its definition and this program."""
-    return digest_of((root / SERVICE).read_bytes(), (root / RUNNER).read_bytes())
+    """A hash of all that makes a running server what it is."""
+    return digest_of(*((root / name).read_bytes() for name in DEFINING if (root / name).exists()))
 
 
-def digest_of(service: bytes, runner: bytes) -> str:
-    """The same from the texts of the two files."""
-    return hashlib.sha256(service + b"\0" + runner).hexdigest()
+def digest_of(*files: bytes) -> str:
+    """The same from the contents of the files that are there."""
+    return hashlib.sha256(b"\0".join(files)).hexdigest()
 
 
 def family(root: Path) -> Iterator[int]:

@@ -1,7 +1,7 @@
 # Copyright: airgap.xinference engineers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The role does not open a server to the network that everybody could use."""
+"""The role does not open a server to the network that everybody could use, nor start one that nobody could."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any, Dict, List
 
 import pytest
 
@@ -23,10 +24,33 @@ PLAY = [
         "tasks": [{"ansible.builtin.import_role": {"name": "airgap.xinference.xinference_server"}}],
     }
 ]
+OPEN = "open to everyone who reaches 0.0.0.0:9997"
 
 
 @pytest.mark.skipif(not shutil.which("ansible-playbook"), reason="ansible-playbook is not installed")
-def test_an_open_server_without_authentication_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("wanted", "told"),
+    [
+        ({"xinference_host": "0.0.0.0"}, [OPEN]),
+        ({"xinference_auth": True}, ["(`xinference_auth`) needs"]),
+        (
+            {
+                "xinference_auth": True,
+                "xinference_username": "root",
+                "xinference_password": "s3cret7",
+                "xinference_api_keys": ["chat", {"name": "rag", "key": "sk-short"}],
+            },
+            ["needs 8 characters at least", "13 letters or digits: rag"],
+        ),
+        (
+            {"xinference_host": "0.0.0.0", "xinference_reset_password": True},
+            [OPEN, "resets nothing"],
+        ),
+    ],
+)
+def test_what_cannot_be_closed_is_refused_with_all_its_faults(
+    tmp_path: Path, wanted: Dict[str, Any], told: List[str]
+) -> None:
     (tmp_path / "play.yml").write_text(json.dumps(PLAY))
     (tmp_path / "ansible.cfg").touch()
     settings = {
@@ -35,9 +59,11 @@ def test_an_open_server_without_authentication_is_refused(tmp_path: Path) -> Non
         "ANSIBLE_LOCAL_TEMP": str(tmp_path / "tmp"),
         "ANSIBLE_LOCALHOST_WARNING": "false",
     }
-    wanted = {"xinference_host": "0.0.0.0", "xinference_root": str(tmp_path / "root")}
-    command = ["ansible-playbook", "-i", "localhost,", "-e", json.dumps(wanted), str(tmp_path / "play.yml")]
+    variables = {"xinference_root": str(tmp_path / "root"), **wanted}
+    command = ["ansible-playbook", "-vvv", "-i", "localhost,", "-e", json.dumps(variables), str(tmp_path / "play.yml")]
     done = subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "open to everyone who reaches 0.0.0.0:9997" in done.stdout
+    assert done.returncode == 2, done.stdout + done.stderr
+    for part in told:
+        assert part in done.stdout
+    assert "s3cret7" not in done.stdout and "sk-short" not in done.stdout
     assert not (tmp_path / "root").exists()

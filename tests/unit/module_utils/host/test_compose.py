@@ -18,6 +18,7 @@ from ansible_collections.airgap.xinference.plugins.module_utils.host import (
     compose,
     docker_cli,
     docker_release,
+    guarding,
     release,
 )
 from ansible_collections.airgap.xinference.plugins.module_utils.host.docker_release import ContainerError
@@ -37,7 +38,7 @@ CPU = compose.Server(
     host="127.0.0.1",
     port=9997,
     environment={"HF_HUB_OFFLINE": "1", "XINFERENCE_MODEL_SRC": "huggingface"},
-    secrets=False,
+    guard=(),
     gpus=(),
     engines=engines("image", features("4.1.0")),
     shm_size="16g",
@@ -53,7 +54,7 @@ GPU = replace(
     port=9998,
     gpus=(Given("0", 0, "GPU-a"), Given("GPU-c", 2, "GPU-c")),
     environment={**CPU.environment, "GREETING": 'it costs $5, "net"'},
-    secrets=True,
+    guard=guarding.FILES,
     ulimits={"memlock": -1, "stack": 67108864, "nofile": {"soft": 65536, "hard": 1048576}},
     selinux=True,
     mounts=(
@@ -90,8 +91,7 @@ OTHER = {"reference": "nginx:1.29", "image_id": "sha256:" + "7" * 64, "digest": 
 
 def text(server: compose.Server) -> str:
     """The Compose file of a server."""
-    secrets = {"HF_TOKEN": "hf_verysecret"} if server.secrets else {}
-    return docker_release.files(server, secrets, [], {})[docker_release.COMPOSE_FILE].text
+    return docker_release.files(server, [], {}, {})[docker_release.COMPOSE_FILE].text
 
 
 def service(server: compose.Server) -> Dict[str, Any]:
@@ -107,18 +107,31 @@ def test_compose_files_are_as_recorded(name: str) -> None:
     assert text(SERVERS[name]) == path.read_text(encoding="utf-8")
 
 
+GUARD = guarding.files({"HF_TOKEN": "hf_verysecret"}, {"username": "root", "password": "verysecret-2"}, "seed")
+
+
 def test_the_project_does_not_know_release_models_or_secrets() -> None:
-    one = docker_release.files(GPU, {"HF_TOKEN": "hf_verysecret"}, [{"model_uid": "a"}], {})
-    two = docker_release.files(GPU, {"HF_TOKEN": "hf_verysecret"}, [{"model_uid": "b"}], {"models": {}})
+    one = docker_release.files(GPU, [{"model_uid": "a"}], {}, GUARD)
+    two = docker_release.files(GPU, [{"model_uid": "b"}], {"models": {}}, GUARD)
     assert one["compose.yaml"] == two["compose.yaml"]
     assert release.identity(one) != release.identity(two)
     assert "verysecret" not in one["compose.yaml"].text + one["server.json"].text
-    assert one["server.env"].mode == one["models.json"].mode == 0o400
+    assert one["server.env"].mode == one["accounts.json"].mode == one["models.json"].mode == 0o400
     assert not [name for name, entry in one.items() if "verysecret" in entry.text and stat.S_IMODE(entry.mode) & 0o077]
 
 
+def test_secrets_are_mounted_and_not_in_the_environment_that_the_engine_shows() -> None:
+    made = service(GPU)
+    assert "env_file" not in made and "secrets" not in made
+    mounted = {one["source"]: one for one in made["volumes"] if one["target"].startswith(compose.GUARD)}
+    assert list(mounted) == [f"/opt/xinference/current/{name}" for name in guarding.FILES]
+    assert all(one["read_only"] for one in mounted.values())
+    assert made["command"][3:5] == ["/etc/airgap/bin/guarded.py", "xinference-local"]
+    assert service(CPU)["command"][0] == "xinference-local"
+
+
 def test_values_of_secrets_are_not_shown_in_a_difference() -> None:
-    shown = release.difference({"server.env": "HF_TOKEN='old'\n"}, {"server.env": "HF_TOKEN='hf_verysecret'\nA='1'\n"})
+    shown = release.difference({"server.env": 'HF_TOKEN="old"\n'}, {"server.env": GUARD["server.env"].text + 'A="1"\n'})
     assert shown[0]["after"] == "HF_TOKEN=(hidden)\nA=(hidden)\n" and "old" not in shown[0]["before"]
 
 
@@ -195,20 +208,6 @@ def test_options_of_the_inventory_come_last_and_leave_the_rest() -> None:
 
 def test_dollar_signs_are_literal() -> None:
     assert service(GPU)["environment"]["GREETING"] == 'it costs $$5, "net"'
-
-
-@pytest.mark.parametrize(
-    ("value", "line"),
-    [
-        ("plain", "A='plain'\n"),
-        ("$HOME #x", "A='$HOME #x'\n"),
-        ("it's $5", 'A="it\'s \\$5"\n'),
-        ('two\nlines "x" \\', 'A="two\\nlines \\"x\\" \\\\"\n'),
-        ("two\r\nlines", 'A="two\\r\\nlines"\n'),
-    ],
-)
-def test_values_of_the_file_of_variables_mean_nothing(value: str, line: str) -> None:
-    assert compose.env_file({"A": value}) == line
 
 
 def test_what_compose_would_misunderstand_is_refused() -> None:
@@ -328,17 +327,19 @@ def test_engines_from_the_bundle_replace_the_switches_of_installers() -> None:
         "environment": {"XINFERENCE_ENABLE_VIRTUAL_ENV": "0", "UV_OFFLINE": "1", "A": "1"},
         "overrides": {"A": None, "B": "inventory"},
     }
-    index = docker_release.environment_of(container, INDEX.engines, {"B_TOKEN": "s"})
+    index, secret = docker_release.environment_of(container, INDEX.engines, {"B_WORD": "s"})
     assert index["XINFERENCE_ENABLE_VIRTUAL_ENV"] == "1" and "UV_OFFLINE" not in index and "A" not in index
-    assert (index["B"], index["B_TOKEN"]) == ("inventory", "s")
-    wheels = docker_release.environment_of(container, WHEELS.engines, {})
+    assert index["B"] == "inventory" and secret == {"B_WORD": "s"}
+    wheels, _secret = docker_release.environment_of(container, WHEELS.engines, {})
     assert wheels["UV_OFFLINE"] == "1" and wheels["UV_NO_INDEX"] == "1" and wheels["UV_FIND_LINKS"] == "/wheels"
-    assert docker_release.environment_of(container, CPU.engines, {})["XINFERENCE_ENABLE_VIRTUAL_ENV"] == "0"
+    assert docker_release.environment_of(container, CPU.engines, {})[0]["XINFERENCE_ENABLE_VIRTUAL_ENV"] == "0"
 
 
-def test_secrets_come_before_all_other_variables() -> None:
-    container = {"environment": {"A_TOKEN": "ours"}, "overrides": {"A_TOKEN": "open"}}
-    assert docker_release.environment_of(container, CPU.engines, {"A_TOKEN": "secret"})["A_TOKEN"] == "secret"
+def test_secrets_come_before_all_other_variables_and_are_secret_whatever_their_name() -> None:
+    container = {"environment": {"A_TOKEN": "ours", "WORD": "a"}, "overrides": {"A_TOKEN": "open", "B_KEY": "b"}}
+    found = docker_release.environment_of(container, CPU.engines, {"A_TOKEN": "secret", "WORD": 7})
+    assert found[1] == {"A_TOKEN": "secret", "WORD": "7", "B_KEY": "b"}
+    assert "WORD" not in found[0]
 
 
 def test_engines_that_cannot_be_had_are_refused() -> None:

@@ -1,0 +1,180 @@
+# Copyright: airgap.xinference engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Become the server, with its secrets in its environment and its administrator made before anything listens.
+
+A server without an account belongs to whoever comes first (Xinference 3.0 to 3.2) or reads its log (4.1). So the
+account is made here, at every start and by the server's own code, in the process that then becomes the server. When it
+cannot be made, the process ends and nothing ever listens.
+
+Usage: guarded.py PROGRAM [ARGUMENT ...]. Part of every release; needs Python's own library and the server's packages.
+It reads two private files in the directory above its own; either may be missing:
+
+`server.env`: a secret variable a line, NAME=VALUE with the value as JSON.
+`accounts.json`: asks for authentication. It is the file that `--auth-config` of Xinference before 3.0 takes, whose
+first user is the administrator, with one more field: `reset`, whether an existing account gets the password in it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import re
+import runpy
+import shutil
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, Mapping
+
+SECRETS = "server.env"
+ACCOUNTS = "accounts.json"
+ADVANCED = "XINFERENCE_AUTH_ADVANCED"
+"""Switches on accounts in a database: the only ones from 3.0 on, an addition to the file in 2.9 to 2.12."""
+OWN = "--in-own-interpreter"
+_SHEBANG = re.compile(r"\A#!(/\S*python[\d.]*)\s*\n|\A#!/bin/sh\n'''exec' \"?(/.*?python[\d.]*)\"? ")
+
+
+class Closed(Exception):
+    """The server must not start; the text says why."""
+
+
+def secrets(place: Path) -> Dict[str, str]:
+    """The secret variables. Raises Closed when the file is there and makes no sense."""
+    try:
+        lines = (place / SECRETS).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return {}
+    try:
+        return {name: str(json.loads(value)) for name, _, value in (line.partition("=") for line in lines)}
+    except ValueError:
+        raise Closed(f"{place / SECRETS} is damaged") from None
+
+
+def accounts(place: Path) -> Dict[str, Any]:
+    """The accounts that are asked for; empty without authentication. Raises Closed when they make no sense."""
+    try:
+        text = (place / ACCOUNTS).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return {}
+    try:
+        found: Dict[str, Any] = json.loads(text)
+        if all(found["user_config"][0][name] for name in ("username", "password")):
+            return found
+    except (ValueError, LookupError, TypeError):
+        pass
+    raise Closed(f"{place / ACCOUNTS} names no administrator")
+
+
+def takes_a_file(package: Path) -> bool:
+    """Whether the Xinference in this directory gets its accounts from a file (`--auth-config`, before 3.0)."""
+    return (package / "api" / "oauth2" / "auth_service.py").exists()
+
+
+def make_administrator(wanted: Mapping[str, Any], reset: bool) -> str:
+    """See that the database has the administrator; returns what was done, empty for nothing.
+
+    `wanted` has `username` and `password`. The password of an account that is there changes with `reset` only.
+    Raises Closed when afterwards there is none who could log in.
+    """
+    own = "xinference.api.oauth2.advanced"
+    path = Path(importlib.import_module("xinference.constants").XINFERENCE_AUTH_DB_PATH)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.chmod(0o700)  # Beside the database are the keys that all tokens are signed with.
+    crypto = importlib.import_module(f"{own}.crypto")
+    store = _store(own, path)
+    name, password = wanted["username"], wanted["password"]
+    there = store.get_user_by_username(name, "local")
+    if there is None:
+        hashed = crypto.get_password_hash(password)
+        granted = list(importlib.import_module(f"{own}.auth_service").INITIAL_ADMIN_PERMISSIONS)
+        if store.create_first_user(name, hashed, granted) is None:
+            store.create_user(name, hashed, permissions=granted)
+        done = f"Made the administrator {name}"
+    elif reset:
+        done = _reset(store, crypto, there, password)
+    else:
+        done = ""
+    if not any(user["enabled"] and "admin" in user["permissions"] for user in store.list_users()):
+        cure = f"xinference_reset_password: true makes {name} one"
+        raise Closed(f"none of the accounts in {path} is an administrator; {cure}")
+    return done
+
+
+def _store(own: str, path: Path) -> Any:
+    """The server's own door to its accounts."""
+    if importlib.util.find_spec(f"{own}.auth_store"):
+        return importlib.import_module(f"{own}.auth_store").create_auth_store(str(path))
+    return importlib.import_module(f"{own}.database").Database(str(path))
+
+
+def _reset(store: Any, crypto: Any, there: Mapping[str, Any], password: str) -> str:
+    """Give an existing account the password and an administrator's rights, unless it has them."""
+    done = []
+    if "admin" not in there["permissions"]:
+        store.set_user_permissions(there["id"], ["admin", *there["permissions"]])
+        done.append("rights")
+    if not there["enabled"]:
+        store.update_user(there["id"], enabled=1)
+        done.append("use")
+    if not crypto.verify_password(password, there["password_hash"] or ""):
+        store.update_password_and_revoke_tokens(there["id"], crypto.get_password_hash(password))
+        done.append("password")
+    return f"Reset the administrator {there['username']}: {', '.join(done)}" if done else ""
+
+
+def close(place: Path, command: List[str]) -> List[str]:
+    """Put authentication in force where it is asked for; returns the command with what it needs for that."""
+    wanted = accounts(place)
+    if not wanted:
+        return command
+    spec = importlib.util.find_spec("xinference")
+    if spec is None or not spec.submodule_search_locations:
+        raise Closed(f"{sys.executable} has no Xinference, so no administrator can be made")
+    if takes_a_file(Path(next(iter(spec.submodule_search_locations)))):
+        os.environ[ADVANCED] = "0"
+        return [*command, "--auth-config", str(place / ACCOUNTS)]
+    os.environ[ADVANCED] = "1"
+    try:
+        done = make_administrator(wanted["user_config"][0], bool(wanted.get("reset")))
+    except Closed:
+        raise
+    except Exception as error:  # Whatever the server's own code raises.
+        raise Closed(f"the administrator cannot be made ({type(error).__name__}: {error})") from error
+    if done:
+        print(done, flush=True)
+    return command
+
+
+def interpreter(program: str) -> str:
+    """The Python that a program of a Python package runs in, by its first lines; empty when they do not say."""
+    with open(program, encoding="utf-8", errors="replace") as file:  # noqa: PTH123
+        found = _SHEBANG.match(file.read(4096))
+    return str(found.group(1) or found.group(2)) if found else ""
+
+
+def main(arguments: List[str]) -> None:
+    """Become the program, or raise Closed."""
+    place = Path(os.path.abspath(__file__)).parent.parent  # noqa: PTH100
+    settled = arguments[:1] == [OWN]
+    command = arguments[1:] if settled else arguments
+    program = shutil.which(command[0])
+    if not program:
+        raise Closed(f"there is no program {command[0]}")
+    python = interpreter(program)
+    if python and python != sys.executable and not settled:
+        os.execv(python, [python, __file__, OWN, *command])
+    # Before anything of the server is imported: much of it reads its variables then.
+    os.environ.update(secrets(place))
+    command = close(place, command)
+    sys.argv = [program, *command[1:]]
+    sys.path.pop(0)
+    runpy.run_path(program, run_name="__main__")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except Closed as error:
+        raise SystemExit(f"The server was not started, as it would not be closed: {error}.") from None
