@@ -39,6 +39,8 @@ INSIDE = [ipaddress.IPv4Network("10.213.7.0/24"), ipaddress.IPv4Network("172.18.
 LIMIT = 300.0
 # A model that Xinference knows and this site does not have.
 ELSEWHERE = {"model_uid": "far", "model_name": "bge-small-en-v1.5", "model_type": "embedding"}
+ELSEWHERE["model_engine"] = "sentence_transformers"
+HUBS = ["huggingface", "modelscope", "auto"]
 
 
 # --- what counts ------------------------------------------------------------------------------------------------------
@@ -286,8 +288,9 @@ def test_nothing_leaves_in_some_thousand_requests_of_every_type(site: Site, coun
     with ThreadPoolExecutor(max_workers=8) as clients:
         for _ in clients.map(lambda one: do(*one), work):
             pass
-    # A model that would have to be fetched is refused.
-    site.ask("/v1/models", ELSEWHERE, expect=range(400, 600))
+    # A model that would have to be fetched is refused, from wherever.
+    for hub in HUBS:
+        site.ask("/v1/models", {**ELSEWHERE, "download_hub": hub}, expect=range(400, 600))
     assert counter.left() == {}
 
 
