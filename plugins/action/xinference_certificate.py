@@ -11,7 +11,12 @@ from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
-from ansible_collections.airgap.xinference.plugins.plugin_utils.authority import AuthorityError, ensure, given
+from ansible_collections.airgap.xinference.plugins.plugin_utils.authority import (
+    CRYPTOGRAPHY_ERROR,
+    AuthorityError,
+    ensure,
+    given,
+)
 
 ARGUMENTS = {
     "name": {"type": "str", "required": True},
@@ -38,6 +43,10 @@ class ActionModule(ActionBase):
             required_together=[("certificate", "certificate_key")],
             required_one_of=[("authority", "certificate")],
         )
+        if CRYPTOGRAPHY_ERROR:
+            raise AnsibleActionFail(
+                f"The Python of Ansible on the controller lacks cryptography, which ansible-core needs ({CRYPTOGRAPHY_ERROR})."
+            )
         now = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)
         try:
             if options["certificate"]:

@@ -72,7 +72,6 @@ options:
     type: list
     elements: dict
     default: []
-    no_log: false
     suboptions:
       name:
         description: Name of the client, for the log.

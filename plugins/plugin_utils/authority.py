@@ -24,11 +24,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+# ansible-core brings it, and one that was packed without it can still read this file.
+try:
+    from cryptography import x509
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+except ImportError as error:
+    CRYPTOGRAPHY_ERROR = str(error)
+else:
+    CRYPTOGRAPHY_ERROR = ""
 
 AUTHORITY = "authority"
 AUTHORITY_DAYS = 3650
@@ -142,7 +148,8 @@ def _issue(
 ) -> None:
     private = ec.generate_private_key(ec.SECP256R1())
     signer = serialization.load_pem_private_key((directory / f"{AUTHORITY}.key").read_bytes(), None)
-    assert isinstance(signer, ec.EllipticCurvePrivateKey)
+    if not isinstance(signer, ec.EllipticCurvePrivateKey):
+        raise AuthorityError(f"{directory / AUTHORITY}.key is not a key that was made here, of an elliptic curve.")
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64])])
     usage = {**dict.fromkeys(_USAGES, False), "digital_signature": True}
     until = min(made.expires, issuer.not_valid_after_utc)

@@ -146,8 +146,8 @@ def test_the_container_can_do_little(site: Site) -> None:
     ]
     assert limits["SecurityOpt"] == ["no-new-privileges:true"]
     users = {
-        line.split()[0]
-        for line in site.host.docker("top", CONTAINER, "-eo", "user,args").splitlines()
+        line.split()[1]
+        for line in site.host.docker("top", CONTAINER, "-eo", "pid,user,args").splitlines()
         if "worker" in line
     }
     assert users == {"nobody"}

@@ -35,11 +35,15 @@ SERVICE = {
         ("xinference_health", {"models": [MODEL]}),
         ("xinference_registration", {"model_type": "LLM", "definition": {"model_name": "m", "api_key": SECRET}}),
         ("xinference_release", {"service": SERVICE, "models": [MODEL]}),
+        (
+            "xinference_gateway",
+            {"keys": [{"name": "rag", "key": SECRET}], "certificate": "", "certificate_key": SECRET},
+        ),
     ],
 )
 def test_no_secret_in_the_output(module, options, tmp_path):
     arguments: dict[str, Any] = {**options, "_ansible_verbosity": 3, "_ansible_diff": True}
-    if module == "xinference_release":
+    if module in ("xinference_release", "xinference_gateway"):
         arguments["root"] = str(tmp_path)
     else:
         arguments["endpoint"] = "http://127.0.0.1:1"
