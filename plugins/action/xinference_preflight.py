@@ -54,6 +54,7 @@ ARGUMENTS = {
     "gpus": {"type": "list", "elements": "str", "default": []},
     "address": {"type": "str", "default": "127.0.0.1"},
     "open_allowed": {"type": "bool", "default": False},
+    "login": {"type": "str", "choices": ["", "missing", "short"], "default": ""},
     "port": {"type": "int", "default": 9997},
     "python": {"type": "str"},
     "image": {"type": "str", "default": ""},
@@ -83,7 +84,7 @@ class ActionModule(ActionBase):
         _validation, options = self.validate_argument_spec(argument_spec=ARGUMENTS)
         host = task_vars.get("inventory_hostname", "host")
         fields = ("root", "address", "port", "gpus", "models", "backend", "image", "tools")
-        limits = ("max_clock_skew", "require_airgap", "open_allowed")
+        limits = ("max_clock_skew", "require_airgap", "open_allowed", "login")
         needs = Needs(
             **{field: options[field] for field in (*fields, *limits)},
             registrations=with_files(options["registrations"]),

@@ -82,6 +82,13 @@ options:
     description: Whether the server may be reached from other hosts without authentication, or has authentication.
     type: bool
     default: false
+  login:
+    description:
+      - What is wrong with the administrator of a server with authentication. V(missing) has no name or no password,
+        V(short) a password that the server would not take.
+    type: str
+    choices: ["", missing, short]
+    default: ""
   port:
     description: The port the server shall listen on. A server of ours on it is no problem.
     type: int

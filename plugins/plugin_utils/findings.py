@@ -49,6 +49,7 @@ class Needs(NamedTuple):
     registrations: Sequence[str]
     backend: str = "native"
     open_allowed: bool = False
+    login: str = ""
     image: str = ""
     tools: Sequence[str] = ()
     min_memory: int = 0

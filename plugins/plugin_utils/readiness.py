@@ -24,6 +24,7 @@ from .readiness_docker import judge_docker
 from .readiness_system import judge_system
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOGINS = {"missing": "a name or a password is missing", "short": "the password has less than 8 characters"}
 
 
 def with_files(registrations: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -51,12 +52,20 @@ def judge_models(needs: Needs, bundle: Bundle | None) -> list[Finding]:
 
 
 def judge_access(needs: Needs) -> list[Finding]:
-    """Whether the server would be open to everyone who reaches its port."""
-    if needs.open_allowed or needs.address in LOOPBACK:
-        return []
-    cure = "set xinference_server_auth: true, listen on 127.0.0.1, or say xinference_server_allow_open: true"
-    found = f"{needs.address}:{needs.port} open to everyone who reaches it"
-    return [Finding("access", "a server that asks who is there, or is reached from its host only", found, cure)]
+    """Whether the server would be open to everyone who reaches its port, or closed to its own administrator."""
+    findings = []
+    if not needs.open_allowed and needs.address not in LOOPBACK:
+        cure = "set xinference_auth: true, listen on 127.0.0.1, or say xinference_server_allow_open: true"
+        found = f"{needs.address}:{needs.port} open to everyone who reaches it"
+        findings.append(
+            Finding("access", "a server that asks who is there, or is reached from its host only", found, cure)
+        )
+    if needs.login:
+        cure = "set xinference_username and xinference_password, best from a vault"
+        findings.append(
+            Finding("access", "an administrator for a server with authentication", LOGINS[needs.login], cure)
+        )
+    return findings
 
 
 def judge_host(needs: Needs, facts: Facts, bundle: Bundle | None, artifacts: Sequence[Artifact]) -> list[Finding]:

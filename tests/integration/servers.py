@@ -177,14 +177,17 @@ def start(
     env: Optional[Mapping[str, str]] = None,
     arguments: Optional[List[str]] = None,
     wait: bool = True,
+    guard: Optional[Path] = None,
+    port: int = 0,
 ) -> Server:
     """Start a server on a free port of loopback and wait until it answers. Raises Missing or RuntimeError with its log.
 
-    `auth` is for versions that have accounts of their own; `arguments` are added to the command line.
+    `auth` is for versions that have accounts of their own; `arguments` are added to the command line. `guard` is a
+    directory with the files of `guarding`, through whose program the server is started. A `port` may be chosen.
     """
     venv = environment(version)
     home = Path(tempfile.mkdtemp(prefix=f"xinference-{version}-"))
-    port = free_port()
+    port = port or free_port()
     surroundings: Dict[str, str] = {
         "PATH": f"{venv}/bin:/usr/bin:/bin",
         "HOME": str(home),
@@ -195,6 +198,8 @@ def start(
         **(env or {}),
     }
     command = [f"{venv}/bin/xinference-local", "--host", "127.0.0.1", "--port", str(port), *(arguments or [])]
+    if guard is not None:
+        command = [f"{venv}/bin/python", str(guard / "bin/guarded.py"), *command]
     server = Server(version, f"http://127.0.0.1:{port}", home, auth, command, surroundings)
     server.run()
     if wait:

@@ -184,6 +184,54 @@ class Client:
         """Log in now with user and password. One attempt; a refusal is final for this client."""
         self._http.login()
 
+    def users(self) -> List[JSON]:
+        """All accounts: id, username, source, enabled, permissions."""
+        path = "/v1/admin/users"
+        return shaped(self._get(path), list, path, "a list of accounts with an `id` each", ["id", "username"])
+
+    def make_user(self, username: str, password: str, permissions: List[str]) -> None:
+        """Make a local account."""
+        self._write(
+            "POST", "/v1/admin/users", json={"username": username, "password": password, "permissions": permissions}
+        )
+
+    def change_user(self, user: int, **fields: Any) -> None:
+        """Set `enabled` or `permissions` of an account."""
+        self._write("PUT", f"/v1/admin/users/{user}", json=fields)
+
+    def set_password(self, user: int, password: str) -> None:
+        """Give an account another password, which ends its sessions."""
+        self._write("PUT", f"/v1/admin/users/{user}/password", json={"new_password": password})
+
+    def delete_user(self, user: int) -> None:
+        """Remove an account and its keys."""
+        self._write("DELETE", f"/v1/admin/users/{user}")
+
+    def api_keys(self) -> List[JSON]:
+        """The keys of all accounts, without their values: id, name, key_prefix, enabled, expires_at, owner_username."""
+        path = "/v1/admin/keys"
+        return shaped(self._get(path), list, path, "a list of keys with an `id` each", ["id"])
+
+    def make_key(self, name: str, description: str) -> JSON:
+        """Make a key of the account that is logged in; returns its `id` and, as `key`, its value."""
+        path = "/v1/admin/keys"
+        answer = self._write("POST", path, json={"name": name, "description": description})
+        return shaped(answer, dict, path, "a dictionary with `id` and `key`")
+
+    def key_value(self, key: int) -> str:
+        """The value of a key, empty when the server cannot read it any more."""
+        path = f"/v1/admin/keys/{key}/reveal"
+        try:
+            return str(field(self._get(path), "key", path))
+        except ServerError as error:
+            if error.status == 404:
+                return ""
+            raise
+
+    def delete_key(self, key: int) -> None:
+        """Revoke a key at once."""
+        self._write("DELETE", f"/v1/admin/keys/{key}")
+
     # -- for probes
 
     def post(self, path: str, json: Any = None, timeout: Optional[float] = None) -> Any:

@@ -31,6 +31,12 @@ def test_a_closed_server_is_fine(address: str, allowed: bool) -> None:
     assert judge_access(needs(address, allowed)) == []
 
 
+@pytest.mark.parametrize("login", ["missing", "short"])
+def test_an_administrator_who_could_not_log_in_is_a_problem(login: str) -> None:
+    (finding,) = judge_access(needs("0.0.0.0", True)._replace(login=login))
+    assert finding.severity == "problem" and "xinference_password" in finding.cure
+
+
 @pytest.mark.parametrize("address", ["0.0.0.0", "10.0.0.11", "::"])
 def test_an_open_server_is_a_problem(address: str) -> None:
     (finding,) = judge_access(needs(address, False))

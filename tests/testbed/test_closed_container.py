@@ -1,0 +1,147 @@
+# Copyright: airgap.xinference engineers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A server in a container whose port is open to the network from its first second, and a stranger who waits for it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Dict, Iterator
+from urllib.error import HTTPError
+from urllib.request import ProxyHandler, Request, build_opener
+
+import pytest
+
+from . import images
+from .hosts import Testbed
+from .spec import HostSpec
+from .test_docker_backend import CONTAINER, Site
+
+NAME = f"closed-{os.getpid()}"
+STRANGERS = Path(__file__).with_name("strangers.py")
+PASSWORD, OTHER, OLD_KEY = "planted-pass-1", "planted-pass-2", "sk-A1b2C3d4E5f6G"
+ROUND = 60
+LIMIT = 300
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    if os.geteuid() != 0:
+        pytest.skip("the testbed needs root")
+    images.build()
+    place = tmp_path_factory.mktemp("closed")
+    bed = Testbed(NAME)
+    try:
+        host = bed.up([HostSpec("gpu-1")])["gpu-1"]
+        found = Site(host, place, place)
+        found.variables = {
+            "xinference_bundle_dir": str(place / "bundle"),
+            "xinference_images": [{"name": "testbed/xinference:1.8.1-cpu"}],
+            "xinference_backend": "docker",
+            "xinference_image": "testbed/xinference:4.1.0-cpu",
+            "xinference_host": "0.0.0.0",
+            "xinference_server_ulimits": {},
+            "xinference_models": [],
+            "xinference_auth": True,
+            "xinference_username": "keeper-of-keys",
+            "xinference_password": PASSWORD,
+            "xinference_api_keys": ["rag"],
+            "xinference_api_key_directory": str(place / "keys"),
+        }
+        found.play("bundle", "ship")
+        yield found
+    finally:
+        bed.down()
+
+
+@contextlib.contextmanager
+def besieged(site: Site) -> Iterator[Dict[str, Any]]:
+    """A stranger tries to get in during the block and for a round after it; the report is complete after the block."""
+    path, found = site.place / "report.json", {}  # type: ignore[var-annotated]
+    command = [sys.executable, str(STRANGERS), address(site), "--seconds", "900", "--report", str(path)]
+    stranger = subprocess.Popen(command)
+    try:
+        yield found
+        done, limit = attempts(path), time.monotonic() + LIMIT
+        while attempts(path) < done + ROUND and time.monotonic() < limit:
+            time.sleep(0.2)
+    finally:
+        stranger.terminate()
+        stranger.wait(60)
+    found.update(json.loads(path.read_text()))
+
+
+def attempts(path: Path) -> int:
+    return int(json.loads(path.read_text())["attempts"])
+
+
+def address(site: Site) -> str:
+    return f"http://{site.host.address}:9997"
+
+
+def nobody_got_in(report: Dict[str, Any]) -> None:
+    assert report["open"] == []
+    assert report["unreached"] > 0 and report["answers"]["401"] >= 10, report
+
+
+def ask(site: Site, path: str, body: Any = None, token: str = "") -> int:
+    """The status of an answer to somebody outside of the host."""
+    content = None if body is None else json.dumps(body).encode()
+    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
+    try:
+        with build_opener(ProxyHandler({})).open(Request(address(site) + path, content, headers), timeout=30) as answer:
+            return int(answer.status)
+    except HTTPError as error:
+        return error.code
+
+
+def login(site: Site, password: str) -> int:
+    return ask(site, "/token", {"username": "keeper-of-keys", "password": password})
+
+
+def test_a_port_that_is_open_at_once_is_closed_to_strangers(site: Site) -> None:
+    with besieged(site) as report:
+        site.play("serve")
+    nobody_got_in(report)
+    assert login(site, PASSWORD) == 200
+    shown = json.dumps(site.container()) + site.inside("env") + site.host.docker("logs", CONTAINER)
+    assert PASSWORD not in shown and PASSWORD not in site.host.exec("cat", "/opt/xinference/current/compose.yaml")
+
+
+def test_a_lost_database_opens_nothing(site: Site) -> None:
+    site.host.docker("stop", CONTAINER)
+    site.host.exec("rm", "-r", "/opt/xinference/home/auth")
+    with besieged(site) as report:
+        site.play("serve")
+    nobody_got_in(report)
+    assert login(site, PASSWORD) == 200
+
+
+def test_a_client_gets_its_key_and_a_second_run_changes_nothing(site: Site) -> None:
+    site.play("access")
+    key = (site.place / "keys/gpu-1/rag").read_text().strip()
+    assert ask(site, "/v1/models", token=key) == 200
+    assert "changed=0" in site.play("serve", "access") and "changed=1" not in site.play("serve", "access")
+
+
+def test_a_lost_password_is_reset_through_the_inventory(site: Site) -> None:
+    assert "refused the login" in site.play("access", expect=1, xinference_password=OTHER)
+    site.play("serve", xinference_password=OTHER, xinference_reset_password=True)
+    assert login(site, OTHER) == 200
+    site.play("access", xinference_password=OTHER)
+
+
+def test_before_3_0_it_is_closed_as_well(site: Site) -> None:
+    site.play("stop")
+    keys = [{"name": "rag", "key": OLD_KEY}]
+    with besieged(site) as report:
+        site.play("serve", "access", xinference_image="testbed/xinference:1.8.1-cpu", xinference_api_keys=keys)
+    nobody_got_in(report)
+    assert login(site, PASSWORD) == 200 and ask(site, "/v1/models", token=OLD_KEY) == 200
+    assert OLD_KEY not in json.dumps(site.container()) + site.inside("env")
