@@ -11,7 +11,9 @@ directories are searched by `Search.in_tree`, and what a playbook printed by `Se
 Processes are looked at again and again while the run lasts (`Watch`), those of hosts and containers and of the
 controller alike. One that lives shorter than PAUSE can be missed.
 
-    python -m testbed.places SECRETS REPORT     # watches until SECRETS, JSON of name -> value, is removed
+    python -m testbed.places SECRETS REPORT     # watches until the file SECRETS is removed
+
+SECRETS is JSON: `secrets`, name -> value, and `may_know`, as Watch takes it.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import time
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Sequence, Set, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from .engine import docker
 from .hosts import Host
@@ -97,11 +99,11 @@ def _image_layers(host: Host) -> Set[str]:
 class Watch:
     """Looks for secrets in the command lines and environments of all processes for as long as it is entered."""
 
-    def __init__(self, search: Search, may_know: Sequence[str] = ()) -> None:
-        """`may_know`: patterns of command lines of processes whose environment may hold secrets."""
+    def __init__(self, search: Search, may_know: Optional[Mapping[str, Sequence[str]]] = None) -> None:
+        """`may_know`: pattern of a command line -> names of the secrets that the environment of such may hold."""
         self.leaks: Set[Leak] = set()
         self.processes = 0
-        self._search, self._may_know = search, may_know
+        self._search, self._may_know = search, may_know or {}
         self._known: Dict[int, bytes] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -135,18 +137,19 @@ class Watch:
         place = f"process {folder.name} ({(folder / 'comm').read_text().strip()})"
         self.leaks.update(Leak(place, *found, "its command line") for found in self._search.in_bytes(command))
         shown = command.replace(b"\0", b" ").decode(errors="replace")
-        if any(fnmatchcase(shown, pattern) for pattern in self._may_know):
-            return
+        known = {name for pattern, names in self._may_know.items() if fnmatchcase(shown, pattern) for name in names}
         for entry in (folder / "environ").read_bytes().split(b"\0"):
-            for found in self._search.in_bytes(entry):
-                name = entry.partition(b"=")[0].decode(errors="replace")
-                self.leaks.add(Leak(place, *found, f"its environment, {name}"))
+            for secret, form in self._search.in_bytes(entry):
+                if secret not in known:
+                    variable = entry.partition(b"=")[0].decode(errors="replace")
+                    self.leaks.add(Leak(place, secret, form, f"its environment, {variable}"))
 
 
 def main() -> int:
     """Watch for as long as the file with the secrets is there, and write again and again what was found."""
     secrets, report = map(Path, sys.argv[1:])
-    with Watch(Search(json.loads(secrets.read_text()))) as watch:
+    told = json.loads(secrets.read_text())
+    with Watch(Search(told["secrets"]), told["may_know"]) as watch:
         while secrets.exists():
             _write(report, watch, ended=False)
             time.sleep(0.2)

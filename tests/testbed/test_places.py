@@ -96,7 +96,7 @@ def test_what_engine_and_containers_keep_is_found(leaks: List[Leak], place: str)
 
 def test_a_process_is_found_by_its_command_line_and_its_environment() -> None:
     sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
-    with Watch(SEARCH, may_know=["*may know*"]) as watch:
+    with Watch(SEARCH, may_know={"*may know*": ["it"], "*": ["another"]}) as watch:
         running = [
             subprocess.Popen([*sleep, f"--password={SECRET}"]),
             subprocess.Popen(sleep, env={**os.environ, "TOKEN": SECRET}),
@@ -127,7 +127,7 @@ def test_a_process_that_becomes_another_program_is_looked_at_again() -> None:
 
 def test_the_watch_of_another_process_ends_with_the_file_of_secrets(tmp_path: Path) -> None:
     secrets, report = tmp_path / "secrets.json", tmp_path / "report.json"
-    secrets.write_text(json.dumps({"it": SECRET}))
+    secrets.write_text(json.dumps({"secrets": {"it": SECRET}, "may_know": {"*may know*": ["it"]}}))
     tests = Path(__file__).resolve().parents[1]
     command = [sys.executable, "-m", "testbed.places", str(secrets), str(report)]
     running = [
