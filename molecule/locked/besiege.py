@@ -30,7 +30,8 @@ from testbed.hosts import LABEL, Testbed
 BED = "molecule-locked"
 STRANGER = f"testbed-{BED}-stranger"
 # Variables of the server reach it from a private file and are then in its environment, and in that of what it starts.
-MAY_KNOW = {pattern: ["hub"] for pattern in ("*xinference-local*", "*guarded.py*", "*multiprocessing*")}
+SERVER = ("*xinference-local*", "*guarded.py*", "*/xinf-api-*", "*multiprocessing*", "*xoscar*", "Model: *")
+MAY_KNOW = {pattern: ["hub"] for pattern in SERVER}
 PORTS = {"server": "http://{}:9997", "gateway": "https://{}:443"}
 
 

@@ -136,7 +136,8 @@ class Site:
         self.host, self.place = host, place
         self.endpoint = f"http://{host.address}:9997"
         self._sessions = threading.local()
-        embedding = {"model_name": "bce-embedding-base_v1", "model_type": "embedding"}
+        embedding: Dict[str, Any] = {"model_name": "bce-embedding-base_v1", "model_type": "embedding"}
+        embedding.update(probe={"expect": {"dimensions": 384}})
         rerank = {"model_name": "bce-reranker-base_v1", "model_type": "rerank", "probe": {"expect": {"best": None}}}
         chat = {"model_name": "qwen2.5-instruct", "model_type": "LLM", "probe": {"expect": {"words": None}}}
         chat.update(model_format="pytorch", model_size_in_billions="0_5", quantization="none")

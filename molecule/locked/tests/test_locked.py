@@ -25,6 +25,7 @@ LIMIT = 120.0
 # Of each host and of the controller, what may hold a secret; all for its owner only.
 PRIVATE_PATHS = (
     "gpu-?:/opt/xinference/releases/*/accounts.json",
+    "gpu-?:/opt/xinference/releases/*/credentials.json",
     "gpu-?:/opt/xinference/releases/*/server.env",
     "gpu-?:/opt/xinference/state/seed",
     "gpu-?:/opt/xinference/gateway/*",
