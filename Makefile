@@ -49,7 +49,7 @@ lint: test-tools ## Check style, types, YAML, roles (production profile) and the
 	ruff check .
 	ruff format --check .
 	MYPYPATH=$(COLLECTIONS) mypy --cache-dir build/mypy/plugins -p ansible_collections.airgap.xinference.plugins
-	MYPYPATH=$(COLLECTIONS):tests/unit/module_utils/server mypy --cache-dir build/mypy/unit tests/unit
+	MYPYPATH=$(COLLECTIONS):tests/unit/module_utils/server:tests/unit/module_utils/host mypy --cache-dir build/mypy/unit tests/unit
 	MYPYPATH=$(COLLECTIONS):tests/integration:tests/bench:tests mypy --cache-dir build/mypy/integration \
 	  tests/integration tests/bench tests/faults tests/fixtures tests/testbed
 	MYPYPATH=$(COLLECTIONS):tests/integration:tests:molecule mypy --cache-dir build/mypy/molecule molecule

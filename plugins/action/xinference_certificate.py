@@ -44,9 +44,7 @@ class ActionModule(ActionBase):
             required_one_of=[("authority", "certificate")],
         )
         if CRYPTOGRAPHY_ERROR:
-            raise AnsibleActionFail(
-                f"The Python of Ansible on the controller lacks cryptography, which ansible-core needs ({CRYPTOGRAPHY_ERROR})."
-            )
+            raise AnsibleActionFail(f"The controller's Python lacks what ansible-core needs: {CRYPTOGRAPHY_ERROR}")
         now = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)
         try:
             if options["certificate"]:

@@ -30,6 +30,7 @@ from ansible_collections.airgap.xinference.plugins.plugin_utils.findings import 
     Needs,
     message,
     report,
+    unusable,
 )
 from ansible_collections.airgap.xinference.plugins.plugin_utils.readiness import (
     judge_access,
@@ -94,7 +95,7 @@ class ActionModule(ActionBase):
             bundle, artifacts, findings = self._look_at_bundle(options, say)
         findings += _controller(needs) + judge_variables(task_vars) + judge_access(needs) + judge_models(needs, bundle)
         facts = self._look_at_host(options, needs, artifacts, task_vars)
-        findings += judge_host(needs, facts, bundle, artifacts) if "place" in facts else [_unusable(facts)]
+        findings += judge_host(needs, facts, bundle, artifacts) if "place" in facts else [unusable(facts)]
         problems = [finding for finding in findings if finding.severity == PROBLEM]
         rows = [finding.row() for finding in findings]
         if problems and not options["report_only"]:
@@ -165,17 +166,3 @@ def _controller(needs: Needs) -> list[Finding]:
         return []
     cure = "pip install -r requirements/docker.txt there, or ansible-galaxy collection install community.docker"
     return [Finding("controller", "the collection community.docker on the controller", "it is not there", cure)]
-
-
-def _unusable(facts: dict[str, Any]) -> Finding:
-    """The host was not reached, or ran no module at all."""
-    text = str(facts.get("msg") or "") + " " + str(facts.get("module_stderr") or facts.get("module_stdout") or "")
-    said = " ".join(text.split())[:400]
-    if facts.get("unreachable"):
-        cure = "switch it on, look at its network, at ansible_host and ansible_user, and at the key or password"
-        return Finding("connection", "a connection to the host", said, cure)
-    if "sudo" in said.lower() or "privilege escalation" in said.lower():
-        cure = "give ansible_become_password (from a vault), or allow sudo without one, or log in as root"
-        return Finding("become", "the rights of the user that ansible_become asks for", said, cure)
-    cure = "install Python 3.8 or newer, and name it in ansible_python_interpreter when it is not found by itself"
-    return Finding("python", "a Python for Ansible on the host", said, cure)

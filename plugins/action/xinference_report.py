@@ -13,7 +13,7 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
-from ansible_collections.airgap.xinference.plugins.plugin_utils import findings, report, standing
+from ansible_collections.airgap.xinference.plugins.plugin_utils import diagnosis, findings, report, standing
 
 display = Display()
 
@@ -21,11 +21,12 @@ ARGUMENTS = {
     "results": {"type": "dict"},
     "findings": {"type": "dict"},
     "standing": {"type": "dict"},
+    "diagnosis": {"type": "dict"},
     "failures": {"type": "dict", "default": {}},
     "path": {"type": "str"},
     "fail": {"type": "bool", "default": True},
 }
-KINDS = ("results", "findings", "standing")
+KINDS = ("results", "findings", "standing", "diagnosis")
 
 
 class ActionModule(ActionBase):
@@ -35,7 +36,7 @@ class ActionModule(ActionBase):
     _requires_connection = False
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Show the table, write the file, and fail when a verified model did not prove that it works."""
+        """Show the table, write the file, and fail for what was verified or diagnosed and is not as it should be."""
         result = super().run(tmp, task_vars)
         _validation, options = self.validate_argument_spec(
             argument_spec=ARGUMENTS, mutually_exclusive=[KINDS], required_one_of=[KINDS]
@@ -46,6 +47,10 @@ class ActionModule(ActionBase):
             lines, content = findings.table(rows), {"findings": rows}
         elif options["standing"] is not None:
             lines, content = standing.table(options["standing"]), {"hosts": options["standing"]}
+        elif options["diagnosis"] is not None:
+            rows = {host: findings.rows_of(found or {}) for host, found in options["diagnosis"].items()}
+            lines, content = diagnosis.blocks(rows), {"findings": rows}
+            wrong = [diagnosis.summary(rows)] if any(rows.values()) else []
         else:
             lines, content, found = _verified(options["results"], options["failures"])
             wrong = found.problems

@@ -19,6 +19,9 @@ description:
   - A model that fails does not stop the others. The module then fails with one message that names each failed model
     with cause and cure, and returns the results of all.
   - Every mistake in the list is found before anything changes, and all are reported in one message.
+  - A list without mistakes takes the place of the one in the release in force, below O(root), before any model changes,
+    so that the keeper goes by the same list. A host that has no release gets none. When this changes nothing but the
+    release, the result is changed all the same.
 options:
   models:
     description:
@@ -102,7 +105,7 @@ attributes:
   check_mode:
     support: full
     details:
-      - Asks the server, and writes no file and changes no model.
+      - Asks the server, and writes no file and changes no model and no release.
   diff_mode:
     support: full
     details:
@@ -262,6 +265,8 @@ requests:
   sample: 2
 """
 
+from pathlib import Path
+
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.airgap.xinference.plugins.module_utils._ansible import hide
 from ansible_collections.airgap.xinference.plugins.module_utils._server import (
@@ -271,6 +276,9 @@ from ansible_collections.airgap.xinference.plugins.module_utils._server import (
     conclude,
     talking,
 )
+from ansible_collections.airgap.xinference.plugins.module_utils.host.model_list import put_in_force
+from ansible_collections.airgap.xinference.plugins.module_utils.host.native_ctl import ServiceError
+from ansible_collections.airgap.xinference.plugins.module_utils.host.release import ReleaseError
 from ansible_collections.airgap.xinference.plugins.module_utils.host.server_log import reader
 from ansible_collections.airgap.xinference.plugins.module_utils.server.apply import apply, specs_from
 from ansible_collections.airgap.xinference.plugins.module_utils.server.client import ServerError
@@ -300,10 +308,13 @@ def main() -> None:
     given = module.params
     hide(module, given["models"])
     client = client_from(module)
-    with talking(module, SpecError, ServerError, LockHeld, OSError):
+    with talking(module, SpecError, ServerError, LockHeld, ReleaseError, ServiceError, OSError):
+        specs = specs_from(client, given["models"], given["server_gpus"], given["root"], module.check_mode)
+        # The keeper goes by the release. It leaves what is new in it to us for a while.
+        switched = put_in_force(Path(given["root"]), given["models"], module.check_mode)
         applied = apply(
             client,
-            specs_from(client, given["models"], given["server_gpus"], given["root"], module.check_mode),
+            specs,
             given["root"],
             prune=given["prune"],
             how=given["relaunch"],
@@ -315,6 +326,7 @@ def main() -> None:
             who="the Ansible module xinference_model_set",
             log=reader(given["root"], given["docker_host"]),
         )
+        applied.changed = applied.changed or switched
     conclude(module, client, applied)
 
 

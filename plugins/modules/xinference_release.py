@@ -17,8 +17,6 @@ description:
   - A server with a definition (O(service)) runs natively, and the release holds the programs that run and control it.
     A server in a container (O(container)) is a Compose project, in C(compose.yaml).
   - Then points C(<root>/current) at it, in one step.
-  - With neither of the two, only O(models) and O(registrations) become others, and what was shipped is taken down anew;
-    all else stays as in the release in force. Nothing happens where there is none.
   - Restarts nothing. M(airgap.xinference.xinference_service) does when the definition of the server differs, and
     M(community.docker.docker_compose_v2) when the project does; the list of models is in neither.
 options:
@@ -27,7 +25,7 @@ options:
     type: path
     required: true
   service:
-    description: Definition of a native server.
+    description: Definition of a native server. One of this and O(container) is required.
     type: dict
     suboptions:
       name:
@@ -212,7 +210,7 @@ options:
         choices: [restore, report, leave]
         default: restore
       interval:
-        description: Seconds between two questions to the server.
+        description: Seconds between two questions to the server, from 1 to 60.
         type: float
         default: 5
       grace:
@@ -220,11 +218,11 @@ options:
         type: float
         default: 60
       wait_timeout:
-        description: Seconds one launch may take before it is cancelled.
+        description: Seconds one launch may take before it is cancelled, at least 1.
         type: float
         default: 1800
       parallel:
-        description: How many models are launched at the same time.
+        description: How many models are launched at the same time, at least 1.
         type: int
         default: 4
       verify:
@@ -251,7 +249,7 @@ options:
         type: bool
         default: false
       api_keys:
-        description: Keys of clients, for servers that get their accounts from a file (before Xinference 3.0).
+        description: Keys of clients that the server has before it listens.
         type: list
         elements: dict
         default: []
@@ -351,7 +349,6 @@ directory:
 """
 
 import contextlib
-import json
 import shutil
 from pathlib import Path
 from typing import Any, Dict, List, Mapping
@@ -374,7 +371,6 @@ from ansible_collections.airgap.xinference.plugins.module_utils.host.engine_fact
 from ansible_collections.airgap.xinference.plugins.module_utils.host.gpus import Given, given
 from ansible_collections.airgap.xinference.plugins.module_utils.host.native_ctl import ServiceError, locked
 from ansible_collections.airgap.xinference.plugins.module_utils.host.service import endpoint
-from ansible_collections.airgap.xinference.plugins.module_utils.server import keeper_release
 
 SERVICE = {
     "name": {"type": "str", "default": "xinference"},
@@ -447,6 +443,7 @@ def main() -> None:
             "login": {"type": "dict", "options": LOGIN, "default": {}},
         },
         mutually_exclusive=[("service", "container")],
+        required_one_of=[("service", "container")],
         supports_check_mode=True,
     )
     hide(module, *(module.params[name] for name in ("service", "container", "models", "registrations")))
@@ -454,28 +451,25 @@ def main() -> None:
     result: Dict[str, Any] = {}
     # Two plays on one host: the second waits.
     alone = contextlib.nullcontext() if module.check_mode else locked(root)
+    with failing(module, ValueError):
+        keeper_app.refuse_faults(module.params["keeper"] or {})
     with failing(module, OSError, ValueError, DockerError, OtherBackend, ServiceError, release.ReleaseError), alone:
         if module.params["service"]:
             files = native(module, root)
             result["definition"] = definition.digest(files)
-        elif module.params["container"]:
-            files = container(module, root)
-            result["compose_plugin"] = docker_release.compose_plugin(shipped(root))
         else:
-            files = other_lists(module, root)
-            if not files:
-                module.exit_json(changed=False, release="", previous=None, keeper=False, directory="")
+            files = container(module, root)
+            result["compose_plugin"] = docker_release.compose_plugin(definition.shipped(root))
         wanted, previous = release.identity(files), release.current(root)
         before = release.read(root / "current")
         changed = wanted != previous or not release.whole(root, files)
         if changed and not module.check_mode:
-            if module.params["service"] or module.params["container"]:
-                refuse_other(root, "native" if module.params["service"] else "docker", module.params["docker_host"])
+            refuse_other(root, "native" if module.params["service"] else "docker", module.params["docker_host"])
             release.make(root, files)
             if module.params["container"]:
                 check_project(module, root, wanted, result["compose_plugin"])
             release.switch(root, wanted)
-    result["keeper"] = keeper_release.PROGRAM in files
+    result["keeper"] = module.params["keeper"] is not None
     result.update(release=wanted, previous=previous, directory=str(root / release.RELEASES / wanted))
     if module._diff and changed:
         result["diff"] = release.difference(before, {path: entry.text for path, entry in files.items()})
@@ -494,7 +488,7 @@ def native(module: AnsibleModule, root: Path) -> Dict[str, release.Entry]:
     gpus = gpus_of([number for number in numbers if number.isdigit()])
     mine = {"pid_file": str(root / native_run.STATE), "mark": f"{native_run.MARK}={root}"}
     keeper = keeper_files(module, endpoint(service), **mine)
-    return definition.files(root, service, module.params["models"], shipped(root), gpus, keeper, guard)
+    return definition.files(root, service, module.params["models"], definition.shipped(root), gpus, keeper, guard)
 
 
 def texts(variables: Mapping[str, Any]) -> Dict[str, str]:
@@ -505,21 +499,6 @@ def texts(variables: Mapping[str, Any]) -> Dict[str, str]:
 def seed(module: AnsibleModule, root: Path) -> str:
     """The seed of the host; check mode makes none."""
     return guarding.seed(root, not module.check_mode)
-
-
-def other_lists(module: AnsibleModule, root: Path) -> Dict[str, release.Entry]:
-    """The files of the release in force with other lists; none when there is no release."""
-    files = release.in_force(root)
-    lists = {"models.json": module.params["models"], "artifacts.json": shipped(root)}
-    if keeper_release.PROGRAM in files:
-        files.pop(keeper_release.REGISTRATIONS, None)
-        if module.params["registrations"]:
-            lists[keeper_release.REGISTRATIONS] = module.params["registrations"]
-    modes = {"artifacts.json": 0o444}
-    new = {
-        name: release.Entry(definition.json_text(content), modes.get(name, 0o400)) for name, content in lists.items()
-    }
-    return {**files, **new} if files else {}
 
 
 def keeper_files(module: AnsibleModule, where: str, **more: str) -> Dict[str, release.Entry]:
@@ -533,7 +512,7 @@ def keeper_files(module: AnsibleModule, where: str, **more: str) -> Dict[str, re
 
 def container(module: AnsibleModule, root: Path) -> Dict[str, release.Entry]:
     """The files of a release that runs in a container; makes the directories that the container will see."""
-    wanted, artifacts = module.params["container"], shipped(root)
+    wanted, artifacts = module.params["container"], definition.shipped(root)
     if module.check_mode and not artifacts.get("images"):
         artifacts = foretold(artifacts, [wanted["image"], wanted["index_image"]])
     docker = Docker(module.params["docker_host"])
@@ -604,12 +583,6 @@ def foretold(artifacts: Mapping[str, Any], references: List[str]) -> Dict[str, A
     """What shipping will have recorded about images, for check mode before the first run."""
     entries = {name: {"reference": name, "image_id": name, "digest": name} for name in references if name}
     return {**artifacts, "images": entries or {"": {"reference": "", "image_id": "", "digest": ""}}}
-
-
-def shipped(root: Path) -> Any:
-    """What shipping recorded on this host; nothing when it has not run."""
-    path = root / "state" / "artifacts.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ description:
     model did not prove that it works, a host is missing, or nothing was verified at all.
   - With O(findings) shows what preflight found on all hosts, each with its cure.
   - With O(standing) shows what runs where, and since when.
+  - With O(diagnosis) shows what is wrong with each host, the worst first, each with its cure. Fails after that where
+    O(fail) says so and there is anything.
   - Writes the same as JSON to the controller.
   - Runs on the controller and talks to no host; roles and playbooks run it once for all hosts.
 options:
@@ -29,13 +31,18 @@ options:
   standing:
     description: What M(airgap.xinference.xinference_status) returned, by host; empty for a host that was not reached.
     type: dict
+  diagnosis:
+    description: What M(airgap.xinference.xinference_diagnose) returned, by host.
+    type: dict
   failures:
     description:
       - Hosts that were left out before verification, each with the C(step) that failed and C(messages) that say why.
     type: dict
     default: {}
   fail:
-    description: With O(results), whether to fail when something did not prove that it works.
+    description:
+      - With O(results), whether to fail when something did not prove that it works. With O(diagnosis), whether to fail
+        when anything was found.
     type: bool
     default: true
   path:

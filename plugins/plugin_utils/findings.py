@@ -142,3 +142,17 @@ def report(host: str, findings: Sequence[Finding]) -> str:
 def _count(results: Mapping[str, Sequence[Mapping[str, str]]], severity: str) -> str:
     number = sum(row["severity"] == severity for found in results.values() for row in found)
     return f"{number} {severity}{'' if number == 1 else 's'}" if number else ""
+
+
+def unusable(facts: Facts) -> Finding:
+    """The finding of a host that was not reached, or ran no module at all; `facts` are what Ansible said instead."""
+    text = str(facts.get("msg") or "") + " " + str(facts.get("module_stderr") or facts.get("module_stdout") or "")
+    said = " ".join(text.split())[:400]
+    if facts.get("unreachable"):
+        cure = "switch it on, look at its network, at ansible_host and ansible_user, and at the key or password"
+        return Finding("connection", "a connection to the host", said, cure)
+    if "sudo" in said.lower() or "privilege escalation" in said.lower():
+        cure = "give ansible_become_password (from a vault), or allow sudo without one, or log in as root"
+        return Finding("become", "the rights of the user that ansible_become asks for", said, cure)
+    cure = "install Python 3.8 or newer, and name it in ansible_python_interpreter when it is not found by itself"
+    return Finding("python", "a Python for Ansible on the host", said, cure)

@@ -18,7 +18,7 @@ from ansible_collections.airgap.xinference.plugins.module_utils.host.ports impor
 from ansible_collections.airgap.xinference.plugins.module_utils.server.spec import SpecError, parse
 
 from .bundles import WHEELHOUSE
-from .findings import Facts, Finding, Needs
+from .findings import WARNING, Facts, Finding, Needs
 from .readiness_disk import judge_disk
 from .readiness_docker import judge_docker
 from .readiness_system import judge_system
@@ -60,6 +60,10 @@ def judge_access(needs: Needs) -> list[Finding]:
         findings.append(
             Finding("access", "a server that asks who is there, or is reached from its host only", found, cure)
         )
+    if needs.backend == "native" and needs.address not in LOOPBACK:
+        found = f"the server's processes talk to each other on ports of {needs.address}, and ask nobody who is there"
+        cure = "let it listen on 127.0.0.1 behind a gateway, or let a firewall pass nothing but its port"
+        findings.append(Finding("access", "", found, cure, WARNING))
     if needs.login:
         cure = "set xinference_username and xinference_password, best from a vault"
         findings.append(

@@ -27,7 +27,7 @@ from servers import NEW, OLD, Server
 REPOSITORY = Path(__file__).resolve().parents[2]
 STRANGERS = REPOSITORY / "tests/testbed/strangers.py"
 ADMIN = {"username": "keeper-of-keys", "password": "planted-pass-1"}
-OLD_KEY = "sk-A1b2C3d4E5f6G"
+GIVEN_KEY = "sk-A1b2C3d4E5f6G"
 SECRET = "planted-word-2"
 ROUND = 60
 """Attempts of a stranger in which everything was tried once."""
@@ -72,7 +72,8 @@ def besieged(version: str, place: Path, **accounts: Any) -> Iterator[tuple[Serve
 @pytest.fixture(scope="module")
 def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, dict[str, Any]]]:
     """A 4.1.0 server that was closed from the beginning."""
-    with besieged(NEW, tmp_path_factory.mktemp("closed")) as found:
+    keys = [{"name": "given", "key": GIVEN_KEY}]
+    with besieged(NEW, tmp_path_factory.mktemp("closed"), api_keys=keys) as found:
         yield found
 
 
@@ -87,6 +88,7 @@ def test_nobody_gets_in_while_it_starts(closed: tuple[Server, dict[str, Any]]) -
     nobody_got_in(report)
     assert [one["username"] for one in server.client(**ADMIN).users()] == [ADMIN["username"]]
     assert "Setup token" not in server.log
+    assert server.client(api_key=GIVEN_KEY).models() == {}
 
 
 def test_secrets_reach_the_server_and_not_the_environment_that_it_was_started_with(
@@ -101,12 +103,12 @@ def test_secrets_reach_the_server_and_not_the_environment_that_it_was_started_wi
 
 
 def test_before_3_0_it_is_a_file(tmp_path: Path) -> None:
-    with besieged(OLD, tmp_path, api_keys=[{"name": "rag", "key": OLD_KEY}]) as (server, report):
+    with besieged(OLD, tmp_path, api_keys=[{"name": "rag", "key": GIVEN_KEY}]) as (server, report):
         nobody_got_in(report)
         assert server.client(**ADMIN).version() == OLD
-        assert server.client(api_key=OLD_KEY).models() == {}
+        assert server.client(api_key=GIVEN_KEY).models() == {}
         with pytest.raises(AccessRefused):
-            server.client(api_key=OLD_KEY).launch({"model_uid": "a", "model_name": "b", "model_type": "embedding"})
+            server.client(api_key=GIVEN_KEY).launch({"model_uid": "a", "model_name": "b", "model_type": "embedding"})
 
 
 @pytest.fixture
@@ -166,7 +168,7 @@ def test_what_cannot_be_closed_is_not_started(start: Callable[..., tuple[int, st
     (tmp_path / "home/auth").write_text("no directory")
     code, said = start()
     assert code == 1 and "started" not in said.replace("was not started", "")
-    assert "The server was not started, as it would not be closed: the administrator cannot be made" in said
+    assert "The server was not started, as it would not be closed: the accounts cannot be made" in said
 
 
 def test_accounts_are_made_changed_and_removed_and_the_last_administrator_stays(
@@ -252,7 +254,7 @@ def test_clients_get_keys_that_are_rotated_and_revoked_by_name(
     assert site.play(xinference_api_keys=gone) == 1
     assert not site.opens(chat) and site.opens(other) and not (site.files / "chat").exists()
     found, _seconds = run_module("xinference_api_key_info", {"endpoint": site.server.endpoint, **ADMIN})
-    assert [one["name"] for one in found["keys"]] == ["rag"] and other not in json.dumps(found)
+    assert [one["name"] for one in found["keys"]] == ["given", "rag"] and other not in json.dumps(found)
 
 
 def test_a_wrong_password_is_tried_once_for_all_keys(closed: tuple[Server, dict[str, Any]], tmp_path: Path) -> None:

@@ -28,7 +28,6 @@ def place() -> Iterator[Lab]:
     "name",
     [
         "connection killed",
-        "connection killed",
         "bit flipped on the wire",
         "bit flipped behind ssh",
         "bit flipped in a partial",

@@ -306,6 +306,9 @@ def test_bodies_and_rates_have_limits(site: Site) -> None:
     other = {"Authorization": f"Bearer {OTHER}"}
     codes = [site.ask("GET", "/v1/models", None, BEARER).status for _number in range(6)]
     assert 429 in codes and site.ask("GET", "/v1/models", None, other).status == 200
+    site.put(rate=1, keys={}, server_auth=True)
+    codes = [site.ask("GET", "/v1/models", None, {"Authorization": f"Bearer {n}"}).status for n in range(6)]
+    assert 429 in codes
 
 
 def test_a_websocket_goes_through_and_no_other_upgrade(site: Site) -> None:

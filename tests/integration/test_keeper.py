@@ -152,22 +152,33 @@ def test_ansible_and_the_keeper_at_the_same_moment_launch_every_model_once(
         assert len(own_new.client().instances()) == 2 and not kept.converge(wanted).changed
 
 
-def test_the_keeper_goes_by_the_list_that_ansible_converges_to(tmp_path: Path) -> None:
-    """`models.yml` alone puts another list in force; otherwise the keeper would take back what it did."""
-    endpoint = "http://127.0.0.1:1"
-    kept = Kept(Server(NEW, endpoint, tmp_path, False, [], {}), tmp_path)
-    first = kept.release([{"model_uid": "a", "model_name": "bge-m3"}])
-    other = {"root": str(tmp_path), "models": [{"model_uid": "b", "model_name": "bge-m3"}]}
-    foretold, _seconds = run_module("xinference_release", other, check=True)
+def test_the_list_that_ansible_converges_to_is_put_in_force_when_it_is_right(
+    new_server: Server, entries: Callable[..., List[Entry]], tmp_path: Path
+) -> None:
+    """Otherwise the keeper would take back what Ansible did; what is refused must not reach it."""
+    kept = Kept(new_server, tmp_path)
+    first = kept.release(entries("keep-a"))
+    common = {"root": str(tmp_path), "endpoint": new_server.endpoint}
+    wrong = [*entries("keep-a"), {"model_uid": "keep-b", "no_such_field": 1}]
+    for check in (True, False):
+        refused, _seconds = run_module("xinference_model_set", {"models": wrong, **common}, check)
+        assert refused["failed"] and "keep-b" in refused["msg"]
+        assert keeper_release.load(tmp_path).id == first and len(list((tmp_path / "releases").iterdir())) == 1
+    wanted: Entry = {"models": entries("keep-b"), **common}
+    foretold, _seconds = run_module("xinference_model_set", wanted, check=True)
     assert foretold["changed"] and keeper_release.load(tmp_path).id == first
-    done, _seconds = run_module("xinference_release", other)
+    done, _seconds = run_module("xinference_model_set", wanted)
+    assert done["changed"] and done["models"][0]["action"] == "launch", done
     release = keeper_release.load(tmp_path)
-    assert done["changed"] and done["release"] == release.id == foretold["release"] and done["keeper"]
-    assert [entry["model_uid"] for entry in release.entries] == ["b"] and release.settings.endpoint == endpoint
-    again, _seconds = run_module("xinference_release", other)
-    assert not again["changed"]
-    nothing, _seconds = run_module("xinference_release", {**other, "root": str(tmp_path / "none")})
-    assert not nothing["changed"] and not (tmp_path / "none/releases").exists()
+    assert [entry["model_uid"] for entry in release.entries] == ["keep-b"]
+    assert release.settings.endpoint == new_server.endpoint
+    again, _seconds = run_module("xinference_model_set", wanted)
+    assert not again["changed"] and keeper_release.load(tmp_path).id == release.id
+    # What is asked of a model for verification changes no model, and the keeper goes by it all the same.
+    asked = {**wanted, "models": [{**wanted["models"][0], "probe": False}]}
+    changed, _seconds = run_module("xinference_model_set", asked)
+    assert changed["changed"] and [row["action"] for row in changed["models"]] == ["keep"], changed
+    assert keeper_release.load(tmp_path).entry("keep-b")["probe"] is False
 
 
 def test_a_model_that_can_never_be_launched_keeps_nobody_else_from_coming_back(

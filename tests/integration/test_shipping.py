@@ -136,11 +136,11 @@ def test_what_lies_on_the_host_is_readable_and_cannot_be_written_by_mistake(bund
     assert subprocess.check_output(["/usr/bin/python3", "-c", code], env=environment).split() == [b"kindly"]
 
 
-@pytest.mark.parametrize("way", ["ssh", "ssh without streams", "local"])
+@pytest.mark.parametrize("way", ["ssh", "ssh without streams"])
 def test_only_what_is_lost_or_damaged_is_sent_again(
     way: str, ssh_host: SshHost, material: Path, bundle: Path, tmp_path: Path
 ) -> None:
-    site = Site(tmp_path, {"ansible_connection": "local"} if way == "local" else ssh_host.variables())
+    site = Site(tmp_path, ssh_host.variables())
     resumes = way != "ssh without streams"
     if not resumes:
         site.variables.update(without_streams(tmp_path))

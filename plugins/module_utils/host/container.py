@@ -15,7 +15,7 @@ import time
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from .docker_cli import Docker, DockerError
 from .docker_release import VIEW
@@ -148,10 +148,15 @@ def gpus(docker: Docker, view: Mapping[str, Any], container: str) -> Gpus:
     given = [list(map(str, gpu["names"])) for gpu in view["gpus"]]
     if not given:
         return Gpus()
+    seen, said = listed(docker, container)
+    return compare(given, seen, counted(str(view["endpoint"])), said)
+
+
+def listed(docker: Docker, container: str) -> Tuple[Optional[List[str]], str]:
+    """UUIDs that `nvidia-smi` lists inside, None where the image has no such program; and why it failed."""
     answer = docker.inside(container, "nvidia-smi", "-L")
     seen = None if answer.code in NO_SUCH_COMMAND else (_UUID.findall(answer.out) if answer.code == 0 else [])
-    said = (answer.out + answer.err).strip() if answer.code and seen is not None else ""
-    return compare(given, seen, counted(str(view["endpoint"])), said)
+    return seen, (answer.out + answer.err).strip() if answer.code and seen is not None else ""
 
 
 def compare(given: Sequence[Sequence[str]], seen: Optional[List[str]], count: Optional[int], said: str = "") -> Gpus:

@@ -68,6 +68,12 @@ def json_text(content: Any) -> str:
     return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
+def shipped(root: Path) -> Any:
+    """What shipping recorded on this host; nothing when it has not run."""
+    path = root / "state" / "artifacts.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
 def _source(module: Any) -> str:
     """The text of one of our own modules, wherever it was loaded from (a directory, or the archive Ansible sends)."""
     return str(module.__loader__.get_source(module.__name__))

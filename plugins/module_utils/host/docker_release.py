@@ -61,8 +61,19 @@ def image_of(artifacts: Mapping[str, Any], wanted: str, what: str = "xinference_
 def features_of(version: str, reference: str) -> Features:
     """The abilities of a server by its version, or where that is not given by the tag of its image (newest if none)."""
     tag = reference.rpartition(":")[2]
+    return features(version or _tagged(tag) or tag)
+
+
+def image_version(artifacts: Mapping[str, Any], image_id: str) -> str:
+    """The version of the server in a shipped image, by its tag; empty where that tells none."""
+    images: Mapping[str, Any] = artifacts.get("images") or {}
+    named = [one["reference"] for one in images.values() if image_id in (one["image_id"], one["digest"])]
+    return _tagged(named[0].rpartition(":")[2]) if named else ""
+
+
+def _tagged(tag: str) -> str:
     match = _VERSION.match(tag)
-    return features(version or (match.group(1) if match else tag))
+    return match.group(1) if match else ""
 
 
 def engines_of(wanted: str, found: Features, artifacts: Mapping[str, Any]) -> Tuple[Engines, str]:

@@ -34,7 +34,7 @@ def machine() -> dict[str, Any]:
         "system": platform.system(),
         "libc": library,
         "libc_version": version,
-        "user": _user_name(),
+        "user": user_name(),
         "processors": os.cpu_count() or 1,
     }
 
@@ -62,7 +62,7 @@ def place(root: str) -> dict[str, Any]:
     return {
         "existing": str(directory),
         "obstacle": obstacle,
-        "owner": _user_name(status.st_uid),
+        "owner": user_name(status.st_uid),
         "mode": f"{status.st_mode & 0o7777:04o}",
         "writable": os.access(str(directory), os.W_OK | os.X_OK),
         "read_only": bool(volume.f_flag & os.ST_RDONLY),
@@ -131,7 +131,8 @@ def _names(directory: Path) -> list[str]:
         return []
 
 
-def _user_name(uid: int | None = None) -> str:
+def user_name(uid: int | None = None) -> str:
+    """The name of a user by number, by default of the one this runs as; the number where it has no name."""
     number = os.geteuid() if uid is None else uid
     try:
         return pwd.getpwuid(number).pw_name

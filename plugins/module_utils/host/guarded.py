@@ -12,11 +12,13 @@ It reads two private files in the directory above its own; either may be missing
 
 `server.env`: a secret variable a line, NAME=VALUE with the value as JSON.
 `accounts.json`: asks for authentication. It is the file that `--auth-config` of Xinference before 3.0 takes, whose
-first user is the administrator, with one more field: `reset`, whether an existing account gets the password in it.
+first user is the administrator and whose others have a key each, with one more field: `reset`, whether an existing
+account gets the password in it.
 """
 
 from __future__ import annotations
 
+import base64
 import importlib
 import importlib.util
 import json
@@ -26,12 +28,14 @@ import runpy
 import shutil
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Mapping
+from typing import Any, Dict, List, Mapping, Sequence
 
 SECRETS = "server.env"
 ACCOUNTS = "accounts.json"
 ADVANCED = "XINFERENCE_AUTH_ADVANCED"
 """Switches on accounts in a database: the only ones from 3.0 on, an addition to the file in 2.9 to 2.12."""
+GIVEN = "Given in the inventory (airgap.xinference)"
+"""Description of keys that are made here, by which those are known that are given no more."""
 OWN = "--in-own-interpreter"
 _SHEBANG = re.compile(r"\A#!(/\S*python[\d.]*)\s*\n|\A#!/bin/sh\n'''exec' \"?(/.*?python[\d.]*)\"? ")
 
@@ -72,11 +76,11 @@ def takes_a_file(package: Path) -> bool:
     return (package / "api" / "oauth2" / "auth_service.py").exists()
 
 
-def make_administrator(wanted: Mapping[str, Any], reset: bool) -> str:
-    """See that the database has the administrator; returns what was done, empty for nothing.
+def make_accounts(users: Sequence[Mapping[str, Any]], reset: bool) -> List[str]:
+    """See that the database has the administrator, who is first of `users`, and the keys of the others.
 
-    `wanted` has `username` and `password`. The password of an account that is there changes with `reset` only.
-    Raises Closed when afterwards there is none who could log in.
+    Returns what was done. The password of an account that is there changes with `reset` only. Raises Closed when
+    afterwards there is nobody who could administer.
     """
     own = "xinference.api.oauth2.advanced"
     path = Path(importlib.import_module("xinference.constants").XINFERENCE_AUTH_DB_PATH)
@@ -84,7 +88,7 @@ def make_administrator(wanted: Mapping[str, Any], reset: bool) -> str:
     path.parent.chmod(0o700)  # Beside the database are the keys that all tokens are signed with.
     crypto = importlib.import_module(f"{own}.crypto")
     store = _store(own, path)
-    name, password = wanted["username"], wanted["password"]
+    name, password = users[0]["username"], users[0]["password"]
     there = store.get_user_by_username(name, "local")
     if there is None:
         hashed = crypto.get_password_hash(password)
@@ -99,6 +103,33 @@ def make_administrator(wanted: Mapping[str, Any], reset: bool) -> str:
     if not any(user["enabled"] and "admin" in user["permissions"] for user in store.list_users()):
         cure = f"xinference_reset_password: true makes {name} one"
         raise Closed(f"none of the accounts in {path} is an administrator; {cure}")
+    keys = {user["username"].partition("-")[2]: user["api_keys"][0] for user in users[1:]}
+    owner = store.get_user_by_username(name, "local")["id"]
+    return [*([done] if done else []), *_make_keys(store, crypto, owner, keys)]
+
+
+def _make_keys(store: Any, crypto: Any, owner: int, keys: Mapping[str, str]) -> List[str]:
+    """Put the keys that are given in force, by name, and take away those that were given before."""
+    done, there = [], {str(key["name"]): key for key in store.list_api_keys()}
+    hashes = {name: crypto.sha256_hex(value) for name, value in keys.items()}
+    for name, key in there.items():
+        if hashes.get(name) != key["key_hash"] and (name in keys or key["description"] == GIVEN):
+            store.delete_api_key(key["id"])
+            done.append(f"Revoked the key {name}")
+    for name, value in keys.items():
+        if name not in there or there[name]["key_hash"] != hashes[name]:
+            secret = importlib.import_module("xinference.constants").get_auth_encryption_key()
+            sealed = crypto.aes_encrypt(value, crypto.derive_encryption_key(secret))
+            store.create_api_key(
+                user_id=owner,
+                key_hash=hashes[name],
+                key_encrypted=base64.b64encode(sealed).decode("ascii"),
+                key_prefix=value[:7],
+                name=name,
+                description=GIVEN,
+                model_permissions=[{"permission_type": "all", "permission_value": None}],
+            )
+            done.append(f"Made the key {name}")
     return done
 
 
@@ -137,13 +168,13 @@ def close(place: Path, command: List[str]) -> List[str]:
         return [*command, "--auth-config", str(place / ACCOUNTS)]
     os.environ[ADVANCED] = "1"
     try:
-        done = make_administrator(wanted["user_config"][0], bool(wanted.get("reset")))
+        done = make_accounts(wanted["user_config"], bool(wanted.get("reset")))
     except Closed:
         raise
     except Exception as error:  # Whatever the server's own code raises.
-        raise Closed(f"the administrator cannot be made ({type(error).__name__}: {error})") from error
-    if done:
-        print(done, flush=True)
+        raise Closed(f"the accounts cannot be made ({type(error).__name__}: {error})") from error
+    for line in done:
+        print(line, flush=True)
     return command
 
 

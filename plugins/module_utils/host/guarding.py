@@ -29,7 +29,7 @@ def files(secrets: Mapping[str, str], accounts: Mapping[str, Any], seed: str) ->
     """The files that `guarded` needs; the program is always among them.
 
     `secrets` are variables. `accounts` is empty without authentication, else it has `username`, `password`, `reset` and
-    `api_keys`, a list of `name` and `key` for servers that get their accounts from a file. `seed` is this host's own.
+    `api_keys`, a list of `name` and `key`. `seed` is this host's own.
     """
     found = {PROGRAM: Entry(str(guarded.__loader__.get_source(guarded.__name__)))}  # type: ignore[union-attr]
     if secrets:

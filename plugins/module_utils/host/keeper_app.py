@@ -13,12 +13,13 @@ from __future__ import annotations
 import ast
 import importlib.util
 import io
+import sys
 import zipfile
 from typing import Any, Dict, Iterator, List, Mapping, Sequence
 
 # All that the program begins with; named here, so that Ansible sends them to the host with this module.
 from ..server import keeper, keeper_main, keeper_told, keeper_work
-from ..server.keeper_release import CREDENTIALS, PROGRAM, REGISTRATIONS, SETTINGS
+from ..server.keeper_release import CREDENTIALS, LONGEST_INTERVAL, PROGRAM, REGISTRATIONS, SETTINGS
 from .release import Entry
 
 PRIVATE = 0o400
@@ -37,6 +38,28 @@ from {PACKAGE}.server.keeper_main import main
 
 sys.exit(main(own=Path(sys.path[0])))
 """
+
+
+# By setting: the variable of the inventory, and the least and the most it may be.
+RANGES = {
+    "interval": ("xinference_keeper_interval", 1.0, LONGEST_INTERVAL),
+    "grace": ("xinference_server_keeper_grace", 0.0, sys.float_info.max),
+    "wait_timeout": ("xinference_server_keeper_wait_timeout", 1.0, sys.float_info.max),
+    "parallel": ("xinference_server_keeper_parallel", 1, sys.float_info.max),
+    "verify": ("xinference_server_keeper_verify", 0.0, sys.float_info.max),
+}
+
+
+def refuse_faults(told: Mapping[str, Any]) -> None:
+    """Raise ValueError with every number in the settings that the keeper cannot go by; times are in seconds."""
+    faults = []
+    for setting, (variable, least, most) in RANGES.items():
+        # So that no number at all (NaN) is refused, too.
+        if setting in told and not least <= told[setting] <= most:
+            wanted = f"from {least:g} to {most:g}" if most <= LONGEST_INTERVAL else f"{least:g} or more, and finite"
+            faults.append(f"{variable} is {told[setting]:g}, and has to be {wanted}")
+    if faults:
+        raise ValueError(f"The keeper cannot go by what the inventory says: {'; '.join(faults)}.")
 
 
 def files(

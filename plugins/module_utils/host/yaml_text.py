@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, Iterator, Mapping
+from typing import Any, Iterator, List, Mapping, Tuple
 
+_KEY = re.compile(r"(\"(?:[^\"\\]|\\.)*\"|[A-Za-z_/][A-Za-z0-9_/.@-]*):(?: (.*))?\Z")
 _PLAIN = re.compile(r"[A-Za-z_/][A-Za-z0-9_/.@-]*\Z")
 _WORDS = {"true", "false", "yes", "no", "on", "off", "null", "y", "n"}
 
@@ -58,3 +59,42 @@ def _scalar(value: Any) -> str:
 
 
 _UNSAFE = {character: f"\\u{ord(character):04x}" for character in "\x7f\x85\u2028\u2029\ufeff"}
+
+
+def plain_data(text: str) -> Any:
+    """What `yaml_text` wrote, as data again; comments are left out. Raises ValueError for any other YAML."""
+    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    found, rest = _read_block(lines, 0, 0)
+    if rest != len(lines):
+        raise ValueError(f"not a document of this collection: {lines[rest][:80]!r}")
+    return found
+
+
+def _read_block(lines: List[str], at: int, depth: int) -> Tuple[Any, int]:
+    """The mapping or list that begins in a line, and the line after it."""
+    pad = " " * depth
+    mapping, items = {}, []
+    while at < len(lines) and lines[at].startswith(pad) and lines[at][depth : depth + 1] not in ("", " "):
+        line = lines[at][depth:]
+        if line == "-" or line.startswith("- "):
+            if _KEY.match(line[2:]):
+                lines[at] = f"{pad}  {line[2:]}"
+                value, at = _read_block(lines, at, depth + 2)
+            else:
+                value, at = _read_value(line[2:], lines, at, depth)
+            items.append(value)
+            continue
+        key = _KEY.match(line)
+        if not key or items:
+            raise ValueError(f"not a document of this collection: {line[:80]!r}")
+        mapping[_read_scalar(key.group(1))], at = _read_value(key.group(2) or "", lines, at, depth)
+    return items or mapping, at
+
+
+def _read_value(text: str, lines: List[str], at: int, depth: int) -> Tuple[Any, int]:
+    """What stands behind a key or a dash: on its line, or deeper below it."""
+    return (_read_scalar(text), at + 1) if text else _read_block(lines, at + 1, depth + 2)
+
+
+def _read_scalar(text: str) -> Any:
+    return text if _PLAIN.match(text) and text.lower() not in _WORDS else json.loads(text)

@@ -174,7 +174,7 @@ class Book:
         model.stopped = False
         moved = one.since is not None and model.since is not None and one.since != model.since
         if uid not in self.ready_at or moved:
-            if model.served_since is not None:
+            if model.served_since is not None and not _was_wished(model, entry):
                 model.restarts += 1
             # What somebody altered serves, and is the fault.
             if one.kind != ALTERED:
@@ -316,6 +316,12 @@ class Book:
         if self.told.get(about) != what:
             self.told[about] = what
             self.say(line)
+
+
+def _was_wished(model: Model, entry: Optional[Entry]) -> bool:
+    """Whether a model serves anew because it was launched anew by us or Ansible, and not after a fault."""
+    served, fault = model.served_since or 0.0, float((model.fault or {}).get("at") or 0)
+    return entry is not None and entry.launched_at > served >= fault
 
 
 def _fault(one: Finding) -> str:

@@ -96,14 +96,16 @@ class Prober:
             self.book.say(f"{uid}: answers" if result.ok else f"{uid}: does not pass its probe: {short(result.error)}")
         if result.ok:
             self.book.dead.discard(uid)
+            self.book.relaunch.discard(uid)
         if result.ok or uid not in self.book.ready_at:
             return
         self.at[uid] = self.clock.steady() + AGAIN
-        again = before.get("ok") is False and uid not in self.book.dead
-        if again and _is_dead(uid, result.error):
-            self.book.dead.add(uid)
-            self.book.fell(uid, f"listed, but dead: {result.error}", self.book.ready_at[uid])
-            # An older server starts it anew itself, and cannot be asked to end it without harm.
+        if before.get("ok") is False and _is_dead(uid, result.error):
+            if uid not in self.book.dead:
+                self.book.dead.add(uid)
+                self.book.fell(uid, f"listed, but dead: {result.error}", self.book.ready_at[uid])
+            # Also after a launch that could not end it. An older server starts it anew itself, and cannot be asked to
+            # end it without harm.
             if relaunch:
                 self.book.relaunch.add(uid)
 

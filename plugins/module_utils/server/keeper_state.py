@@ -38,8 +38,8 @@ class Model:
 
     `kind` and `text` are those of the last finding; `state` is the server's word. Times are seconds since 1970: `since`
     when it was created on the server, `served_since` when it was first seen to serve there. `restarts` counts how often
-    it came back. `fault` and `cure` are the last ones (`at`, `what`), `verified` the last probe (`at`, `ok`, `detail`).
-    `again` is when it is tried again, 0 when nothing holds it back.
+    it came back after a fault. `fault` and `cure` are the last ones (`at`, `what`), `verified` the last probe (`at`,
+    `ok`, `detail`). `again` is when it is tried again, 0 when nothing holds it back.
     """
 
     uid: str
@@ -203,7 +203,7 @@ def metrics(state: State, now: float) -> str:
     each("model_ready", "Whether a model of the release serves.", lambda m: int(up and m.state == "ready"))
     told = state.policy != LEAVE
     each("model_drift", "Whether somebody altered or stopped it by hand.", lambda m: int(told and m.kind in BY_HAND))
-    each("model_restarts_total", "How often it came back.", lambda m: m.restarts, "counter")
+    each("model_restarts_total", "How often it came back after a fault.", lambda m: m.restarts, "counter")
     each("model_faults_total", "Faults seen.", lambda m: m.faults, "counter")
     each("model_launches_total", "Launches by the keeper.", lambda m: m.launches, "counter")
     each("model_failures", "Failures in a row.", lambda m: m.failures)

@@ -15,7 +15,7 @@ import os
 import re
 import time
 from pathlib import Path
-from typing import Callable, Iterator, List, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
 
 from .transport import ACTOR
 
@@ -38,6 +38,15 @@ ARGUMENTS = re.compile(r"\b(?:kw)?args:")
 OF_A_CALL = re.compile(r"\[request [0-9a-f-]+\] Leave \w+, error: |\s+request_id=\".*$|, elapsed time: \d+ s\b.*$")
 # Who prints errors of several launches at once without naming one, and passes their reasons on by the API anyway.
 SERVERS_OWN = re.compile(r"\b(?:xinference\.|uvicorn|asyncio\b)")
+# What uvicorn prints when the API is up; from then on errors may be those of requests.
+UP = re.compile(r"Application startup complete|Uvicorn running on")
+# What is said without a time: by the command line, by uvicorn before it can log, by Python.
+FATAL = re.compile(
+    r"^(?:usage: |Error: |error: |(?:ERROR|CRITICAL): |\[Errno \d+\] |Traceback \(most recent call last\))"
+)
+# What the program that runs a native server prints last.
+ENDED = re.compile(r"^The server ended with code .*$", re.MULTILINE)
+MOST_ERRORS = 16 * 1024
 REPLICA = re.compile(r"\S-rep\d+(?![\w-])")
 
 
@@ -86,6 +95,30 @@ def reasons(text: str, uid: str, since: float = 0.0) -> List[str]:
             nobodys += lines
     found = (_bare(line) for line in (*ours, *nobodys) if not ARGUMENTS.search(line))
     return list(dict.fromkeys(line for line in found if line))[:MOST_LINES]
+
+
+def startup(text: str, since: float = 0.0) -> Dict[str, Any]:
+    """What went wrong at the last start that a log tells of: `errors` as text, `up` whether the API came up at all.
+
+    Errors from before the API was up; where it never was, all of them. Arguments of calls are left out.
+    """
+    found: List[str] = []
+    up = False
+    runs = [part for part in ENDED.split(text) if part.strip()]
+    text = runs[-1].strip("\n") if runs else ""
+    for head, body in _records(text, since):
+        whole = "\n".join([head, *body])
+        if LEVEL.search(head[:120]) or any(RAISED.match(line) or FATAL.match(line) for line in body):
+            found += [line for line in (head, *body) if not ARGUMENTS.search(line)]
+        if UP.search(whole):
+            up = True
+            break
+    if not found and not up:
+        # A program that ends before it can log prints what Python says of it, and nothing has a head.
+        lines = text.splitlines()
+        if any(RAISED.match(line) or FATAL.match(line) for line in lines):
+            found = [line for line in lines if not ARGUMENTS.search(line)]
+    return {"errors": "\n".join(found)[-MOST_ERRORS:], "up": up}
 
 
 def _records(text: str, since: float) -> Iterator[Tuple[str, List[str]]]:

@@ -25,6 +25,7 @@ SERVICE = {
     "port": 9997,
     "stop_timeout": 3,
 }
+ACCOUNTS = {"username": "root", "password": SECRET, "api_keys": [{"name": "rag", "key": SECRET}]}
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,9 @@ SERVICE = {
         ("xinference_health", {"models": [MODEL]}),
         ("xinference_registration", {"model_type": "LLM", "definition": {"model_name": "m", "api_key": SECRET}}),
         ("xinference_release", {"service": SERVICE, "models": [MODEL]}),
+        ("xinference_release", {"service": SERVICE, "secrets": {"WORD": SECRET}, "accounts": ACCOUNTS}),
+        ("xinference_account", {"name": "a", "new_password": SECRET, "username": "root", "password": SECRET}),
+        ("xinference_api_key", {"name": "a", "directory": "d", "mask": SECRET, "username": "b", "password": SECRET}),
         (
             "xinference_gateway",
             {"keys": [{"name": "rag", "key": SECRET}], "certificate": "", "certificate_key": SECRET},

@@ -23,12 +23,18 @@ def test_what_roles_and_playbooks_read_is_known() -> None:
 
 
 def needs(address: str, open_allowed: bool) -> Needs:
-    return Needs("/opt/x", address, 9997, [], [], [], open_allowed=open_allowed)
+    return Needs("/opt/x", address, 9997, [], [], [], backend="docker", open_allowed=open_allowed)
 
 
 @pytest.mark.parametrize(("address", "allowed"), [("127.0.0.1", False), ("localhost", False), ("0.0.0.0", True)])
 def test_a_closed_server_is_fine(address: str, allowed: bool) -> None:
     assert judge_access(needs(address, allowed)) == []
+
+
+def test_a_native_server_beyond_loopback_is_more_open_than_its_port() -> None:
+    (finding,) = judge_access(needs("10.0.0.11", True)._replace(backend="native"))
+    assert finding.severity == WARNING and "behind a gateway" in finding.cure
+    assert judge_access(needs("127.0.0.1", True)._replace(backend="native")) == []
 
 
 @pytest.mark.parametrize("login", ["missing", "short"])

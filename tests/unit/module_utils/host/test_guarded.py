@@ -45,6 +45,17 @@ class Database:
         self.rows.append({**made, "permissions": permissions})
         self.save()
         return made["id"]
+    @property
+    def keys(self):
+        return self.path.with_name("keys.json")
+    def list_api_keys(self):
+        return json.loads(self.keys.read_text()) if self.keys.exists() else []
+    def delete_api_key(self, number):
+        self.keys.write_text(json.dumps([key for key in self.list_api_keys() if key["id"] != number]))
+    def create_api_key(self, **fields):
+        found = self.list_api_keys()
+        number = 1 + max([key["id"] for key in found], default=0)
+        self.keys.write_text(json.dumps([*found, {"id": number, **fields}]))
     def set_user_permissions(self, number, permissions):
         self.rows[number - 1]["permissions"] = permissions
         self.save()
@@ -55,6 +66,12 @@ class Database:
         self.update_user(number, password_hash=hashed)
 """
 CRYPTO = """
+def sha256_hex(word):
+    return "#" + word
+def derive_encryption_key(word):
+    return word
+def aes_encrypt(word, key):
+    return (key + word[::-1]).encode()
 def get_password_hash(word):
     return word[::-1]
 def verify_password(word, hashed):
@@ -81,6 +98,7 @@ class Place:
     def with_database(self) -> None:
         own = "api/oauth2/advanced"
         constants = f"XINFERENCE_AUTH_DB_PATH = {str(self.home / 'auth/auth.db')!r}\n"
+        constants += "def get_auth_encryption_key(): return 'k'\n"
         service = "INITIAL_ADMIN_PERMISSIONS = ['admin', 'models:read']\n"
         found = {"database.py": DATABASE, "crypto.py": CRYPTO, "auth_service.py": service}
         inits = {f"{place}/__init__.py": "" for place in ("api", "api/oauth2", own)}
@@ -148,6 +166,25 @@ def test_an_administrator_who_lost_his_rights_gets_them_back_by_a_reset_only(pla
     assert code == 1 and "xinference_reset_password: true makes root one" in said and "--port" not in said
     code, said = place.start(reset=True)
     assert code == 0 and said.startswith("Reset the administrator root: rights, use\n")
+
+
+def test_keys_that_are_given_are_put_in_force_and_taken_away(place: Place) -> None:
+    place.with_database()
+
+    def keys() -> Dict[str, str]:
+        found = json.loads((place.home / "auth/keys.json").read_text())
+        return {key["name"]: key["key_hash"] for key in found}
+
+    given = [{"name": "rag-1", "key": "sk-1"}, {"name": "chat", "key": "sk-2"}]
+    assert "Made the key rag-1\nMade the key chat\n" in place.start(api_keys=given)[1]
+    assert keys() == {"rag-1": "#sk-1", "chat": "#sk-2"}
+    assert "key" not in place.start(api_keys=given)[1].partition("[[")[0]
+    path = place.home / "auth/keys.json"
+    own = {"id": 9, "name": "own", "key_hash": "#o", "description": "by hand"}
+    path.write_text(json.dumps([*json.loads(path.read_text()), own]))
+    code, said = place.start(api_keys=[{"name": "chat", "key": "sk-3"}])
+    assert code == 0 and said.startswith("Revoked the key rag-1\nRevoked the key chat\nMade the key chat\n")
+    assert keys() == {"own": "#o", "chat": "#sk-3"}
 
 
 def test_a_server_with_a_file_is_given_it(place: Place) -> None:
@@ -227,6 +264,22 @@ def test_a_native_release_starts_through_it_where_there_is_something_to_guard(tm
     release.make(tmp_path, files)
     release.switch(tmp_path, release.identity(files))
     assert native_run.digest(tmp_path) == definition.digest(files) != definition.digest(plain)
+
+
+def test_the_runner_of_a_release_starts_the_server_through_it(tmp_path: Path) -> None:
+    program = tmp_path / "serve"
+    program.write_text(PROGRAM)
+    program.chmod(0o755)
+    wanted = {"command": [sys.executable, str(program), "--port", "1"], "environment": {"PATH": os.environ["PATH"]}}
+    service = {**wanted, "directory": str(tmp_path), "stop_timeout": 5}
+    files = definition.files(tmp_path, service, [], {}, (), None, guarding.files({"A_WORD": "verysecret-3"}, {}, "s"))
+    release.make(tmp_path, files)
+    release.switch(tmp_path, release.identity(files))
+    (tmp_path / "run").mkdir()
+    done = subprocess.run([str(tmp_path / "current/bin/run"), str(tmp_path)], stdout=subprocess.PIPE, check=False)
+    arguments, environment = json.loads(done.stdout.splitlines()[0])
+    assert arguments == ["--port", "1"] and environment["A_WORD"] == "verysecret-3"
+    assert environment[native_run.MARK] == str(tmp_path)
 
 
 def test_a_difference_shows_no_secret() -> None:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from typing import List
+from typing import Any, Dict, List
 
 import pytest
 from ansible_collections.airgap.xinference.plugins.module_utils.host import keeper_app, release
@@ -126,3 +126,34 @@ def test_it_goes_on_as_the_program_of_another_release(tmp_path: Path) -> None:
     process.terminate()
     assert process.wait(20) == 0
     assert f"releases/{release.identity(files)}/bin/keeper.pyz" in cmdline
+
+
+RIGHT = {"policy": "restore", "interval": 5.0, "grace": 0.0, "wait_timeout": 1.0, "parallel": 1, "verify": 0.0}
+
+
+@pytest.mark.parametrize("told", [{}, RIGHT, {**RIGHT, "interval": 1.0}, {**RIGHT, "interval": 60.0, "verify": 9e9}])
+def test_settings_that_the_keeper_can_go_by_are_taken(told: Dict[str, Any]) -> None:
+    keeper_app.refuse_faults(told)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [
+        ("interval", 0.5, "xinference_keeper_interval is 0.5, and has to be from 1 to 60"),
+        ("interval", 61.0, "xinference_keeper_interval is 61, and has to be from 1 to 60"),
+        ("interval", float("nan"), "xinference_keeper_interval is nan, and has to be from 1 to 60"),
+        ("grace", -1.0, "xinference_server_keeper_grace is -1, and has to be 0 or more"),
+        ("wait_timeout", 0.0, "xinference_server_keeper_wait_timeout is 0, and has to be 1 or more"),
+        ("wait_timeout", float("inf"), "keeper_wait_timeout is inf, and has to be 1 or more, and finite"),
+        ("parallel", 0, "xinference_server_keeper_parallel is 0, and has to be 1 or more"),
+        ("verify", -600.0, "xinference_server_keeper_verify is -600, and has to be 0 or more"),
+    ],
+)
+def test_a_number_that_it_cannot_go_by_is_refused_by_its_variable(setting: str, value: float, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        keeper_app.refuse_faults({**RIGHT, setting: value})
+
+
+def test_all_such_numbers_are_told_at_once() -> None:
+    with pytest.raises(ValueError, match=r"interval is 90.*grace is -1.*parallel is 0"):
+        keeper_app.refuse_faults({**RIGHT, "interval": 90.0, "grace": -1.0, "parallel": 0})

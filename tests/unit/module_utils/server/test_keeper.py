@@ -373,6 +373,23 @@ def test_a_model_that_somebody_stopped_comes_back(served):
     assert served.told("a")["kind"] == "running" and served.told("b")["restarts"] == 0
 
 
+@pytest.mark.parametrize("seen", [True, False])
+def test_what_ansible_launches_anew_is_no_restart(served, seen):
+    with lock(served.root / "state/lock", 0, "Ansible"):
+        if seen:
+            del served.server.live["a"]
+            served.go(20)
+        (spec,) = [one for one in parse(ENTRIES) if one.uid == "a"]
+        served.record.begin(spec)
+        served.record.entries["a"] = replace(served.record.entries["a"], launched_at=served.clock.wall)
+        served.record.settle(spec, served.server.put("a"))
+    served.go(20)
+    assert served.told("a")["kind"] == "running" and served.told("a")["restarts"] == 0 == served.told("a")["faults"]
+    served.server.put("a")
+    served.go(6)
+    assert served.told("a")["restarts"] == 1, "the server itself did that"
+
+
 def test_a_model_that_is_seen_while_somebody_stops_it_was_stopped_by_hand(served):
     served.release("one", policy="report")
     served.keeper.release = None
@@ -831,6 +848,31 @@ def test_a_model_that_is_listed_and_dead_is_launched_anew(probed):
     probed.finish(action="relaunch")
     probed.go(10)
     assert probed.told("a")["verified"]["ok"] is True and probed.told("b")["faults"] == 0
+
+
+def test_one_that_is_dead_and_could_not_be_ended_is_tried_again(probed):
+    probed.answers["a"] = ProbeResult("failed", "embedding", error="answered with 500: Remote server unixsocket closed")
+
+    def start(own: Path, root: Path, order: Any) -> FakeJob:
+        """A job that comes to nothing before anything was ended: the same model is still listed."""
+        job = FakeJob(order)
+        error = {"uid": "a", "error": "answered DELETE /v1/models/a with 500: odd", "diagnosis": None}
+        job.said = [error, {"outcome": "done", "models": [{**error, "model_uid": "a", "action": "relaunch"}]}]
+        probed.jobs.append(job)
+        times.append(probed.clock.tick)
+        return job
+
+    times: List[float] = []
+    probed.keeper.start_job = start
+    probed.go(2000)
+    assert all(job.order.uids == job.order.relaunch == ("a",) for job in probed.jobs)
+    gaps = [after - before for before, after in zip(times, times[1:])]
+    assert 5 <= len(times) <= 12 and gaps[-1] > 4 * gaps[0], "less and less often"
+    assert sum("listed, but dead" in line for line in probed.log) == 1
+    count = len(probed.jobs)
+    probed.answers.clear()
+    probed.go(2000)
+    assert len(probed.jobs) == count and probed.told("a")["verified"]["ok"] is True, "it came back by itself"
 
 
 def test_a_model_that_dies_beside_a_launch_that_hangs_is_launched_anew(probed):
