@@ -24,6 +24,9 @@ from .spec import HostSpec
 NAME = f"places-{os.getpid()}"
 SECRET = "planted-Zx81/on purpose"
 SEARCH = Search({"it": SECRET})
+# Not that one, which processes on the host have.
+TOLD = "told-to-a-process-5093"
+TOLD_TO_PROCESSES = Search({"it": TOLD})
 FILES = ["/root/.ansible/tmp/it", "/tmp/it", "/var/log/it", "/run/it", "/dev/shm/it", "/opt/xinference/it", "/root/it"]
 
 
@@ -96,11 +99,11 @@ def test_what_engine_and_containers_keep_is_found(leaks: List[Leak], place: str)
 
 def test_a_process_is_found_by_its_command_line_and_its_environment() -> None:
     sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
-    with Watch(SEARCH, may_know={"*may know*": ["it"], "*": ["another"]}) as watch:
+    with Watch(TOLD_TO_PROCESSES, may_know={"*may know*": ["it"], "*": ["another"]}) as watch:
         running = [
-            subprocess.Popen([*sleep, f"--password={SECRET}"]),
-            subprocess.Popen(sleep, env={**os.environ, "TOKEN": SECRET}),
-            subprocess.Popen([*sleep, "may know"], env={**os.environ, "TOKEN": SECRET}),
+            subprocess.Popen([*sleep, f"--password={TOLD}"]),
+            subprocess.Popen(sleep, env={**os.environ, "TOKEN": TOLD}),
+            subprocess.Popen([*sleep, "may know"], env={**os.environ, "TOKEN": TOLD}),
         ]
         try:
             until(lambda: len(watch.leaks) >= 2)
@@ -114,8 +117,8 @@ def test_a_process_is_found_by_its_command_line_and_its_environment() -> None:
 
 
 def test_a_process_that_becomes_another_program_is_looked_at_again() -> None:
-    with Watch(SEARCH) as watch:
-        script = f"sleep 0.3; exec env 'it={SECRET}' sleep 600"
+    with Watch(TOLD_TO_PROCESSES) as watch:
+        script = f"sleep 0.3; exec env 'it={TOLD}' sleep 600"
         # The shell knows it as well, so the name of the program tells.
         process = subprocess.Popen(["bash", "-c", script])
         try:
@@ -127,12 +130,12 @@ def test_a_process_that_becomes_another_program_is_looked_at_again() -> None:
 
 def test_the_watch_of_another_process_ends_with_the_file_of_secrets(tmp_path: Path) -> None:
     secrets, report = tmp_path / "secrets.json", tmp_path / "report.json"
-    secrets.write_text(json.dumps({"secrets": {"it": SECRET}, "may_know": {"*may know*": ["it"]}}))
+    secrets.write_text(json.dumps({"secrets": {"it": TOLD}, "may_know": {"*may know*": ["it"]}}))
     tests = Path(__file__).resolve().parents[1]
     command = [sys.executable, "-m", "testbed.places", str(secrets), str(report)]
     running = [
         subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(tests)}),
-        subprocess.Popen(["sleep", "600"], env={"TOKEN": SECRET}),
+        subprocess.Popen(["sleep", "600"], env={"TOKEN": TOLD}),
     ]
     try:
         until(lambda: report.exists() and json.loads(report.read_text())["leaks"])
