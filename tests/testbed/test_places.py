@@ -25,7 +25,7 @@ NAME = f"places-{os.getpid()}"
 SECRET = "planted-Zx81/on purpose"
 SEARCH = Search({"it": SECRET})
 # Not that one, which processes on the host have.
-TOLD = "told-to-a-process-5093"
+TOLD = f"told-to-process-{os.getpid()}-only"
 TOLD_TO_PROCESSES = Search({"it": TOLD})
 FILES = ["/root/.ansible/tmp/it", "/tmp/it", "/var/log/it", "/run/it", "/dev/shm/it", "/opt/xinference/it", "/root/it"]
 
