@@ -69,7 +69,7 @@ integration: test-tools ## Run the integration tests against real servers
 # SCENARIO=name runs one of molecule/*; MOLECULE_ARGS goes to molecule, for example --destroy=never.
 SCENARIO ?=
 MOLECULE_ARGS ?=
-molecule: test-tools ## Run playbooks on air-gapped hosts with real engines (SCENARIO=site, site-1-8, native, preflight)
+molecule: test-tools ## Run playbooks on air-gapped hosts with real engines (SCENARIO=site, site-1-8, native, preflight, locked)
 	MOLECULE_GLOB='molecule/*/molecule.yml' molecule test $(if $(SCENARIO),--scenario-name $(SCENARIO),--all) $(MOLECULE_ARGS)
 
 .PHONY: bench bench-plan bench-ship
