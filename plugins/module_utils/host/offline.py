@@ -12,6 +12,7 @@ SWITCHES: Dict[str, str] = {
     "XINFERENCE_VIRTUAL_ENV_OFFLINE_INSTALL": "1",
     "XINFERENCE_DOWNLOAD_MAX_ATTEMPTS": "1",
     "XINFERENCE_ENABLE_OTEL": "false",
+    "MODELSCOPE_DOMAIN": "127.0.0.1:9",
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
@@ -44,6 +45,6 @@ def missing(found: Mapping[str, str]) -> List[str]:
 
 
 def _same(wanted: str, found: str) -> bool:
-    if wanted.isdigit() and wanted not in ("0", "1"):
+    if wanted.lower() not in ("0", "1", "false"):
         return wanted == found.strip()
     return (wanted.lower() in _OFF) == (found.strip().lower() in _OFF)
