@@ -31,7 +31,7 @@ MODEL = {
     "model_type": "embedding",
     "model_engine": "sentence_transformers",
     "probe": {"expect": {"dimensions": 384}},
-    "source": {"name": "minilm"},
+    "source": {"path": "/srv/models/minilm", "name": "minilm"},
 }
 BY_HAND = {
     "version": 2,

@@ -31,8 +31,8 @@ class Runner:
 def test_no_key_is_in_the_configuration_that_everybody_may_read() -> None:
     made = files(GATEWAY, Runner(), "certificate", "private")
     assert {name: entry.mode for name, entry in made.items()} == {
-        "nginx.conf": 0o444,
-        "tls.crt": 0o444,
+        "nginx.conf": 0o440,
+        "tls.crt": 0o440,
         "tls.key": 0o400,
         "keys.conf": 0o400,
     }

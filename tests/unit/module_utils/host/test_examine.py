@@ -89,7 +89,7 @@ def test_a_container_is_known_by_its_project(tmp_path: Path) -> None:
     (tmp_path / "current/server.json").write_text(json.dumps(view))
     seen = deployed(tmp_path)
     assert (seen.backend, seen.home, seen.addresses, seen.port) == ("docker", "/data/home", ["10.0.0.1"], 8000)
-    assert seen.environment == {"COST": "$5"} and seen.gpus == [["0", "GPU-a"]]
+    assert seen.environment == {"COST": "$5", "XINFERENCE_HOME": "/root/.xinference"} and seen.gpus == [["0", "GPU-a"]]
 
 
 def test_a_host_on_which_nothing_was_installed(tmp_path: Path) -> None:

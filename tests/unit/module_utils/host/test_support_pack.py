@@ -114,7 +114,7 @@ def root(tmp_path: Path) -> Path:
     top = tmp_path / "site"
     release, old = top / "releases/aaaaaaaaaaaa", top / "releases/bbbbbbbbbbbb"
     variables = {"SITE_VALUE": PLANTED["server.env"], "OTHER_TOKEN": PLANTED["second line"]}
-    write(release / "server.env", "".join(f"{name}={json.dumps(value)}\n" for name, value in variables.items()))
+    write(release / "server.env", "".join(f"{name}={json.dumps(value)}\n" for name, value in sorted(variables.items())))
     write(old / "server.env", f"OLD_PASSWORD={PLANTED['older release']}\n")
     write(release / "credentials.json", {"username": "admin", "password": PLANTED["credentials"]})
     write(release / "models.json", [{"model_uid": "m", "envs": {"HF_TOKEN": PLANTED["model"]}}])
