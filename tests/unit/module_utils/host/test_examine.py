@@ -317,7 +317,7 @@ def containered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             {"type": "bind", "source": str(tmp_path / "models"), "target": "/models", "read_only": True},
         ],
     }
-    view = {"backend": "docker", "project": "x", "service": "server", "image": "sha256:1"}
+    view: Dict[str, Any] = {"backend": "docker", "project": "x", "service": "server", "image": "sha256:1"}
     view.update(endpoint="http://127.0.0.1:9", gpus=[{"index": 0, "names": ["0", "GPU-a"]}])
     files = {
         "compose.yaml": Entry(yaml_text({"name": "x", "services": {"server": server}})),
