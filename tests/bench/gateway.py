@@ -103,7 +103,7 @@ def first_token(way: Way, connection: http.client.HTTPConnection) -> float:
 
 
 def throughput(way: Way) -> float:
-    """Embeddings a second by a few clients at once, which are connected already, as those that keep their connections."""
+    """Embeddings a second by a few clients at once, connected already, as those are that keep connections."""
     failed: List[BaseException] = []
 
     def client(connection: http.client.HTTPConnection) -> None:
