@@ -103,18 +103,21 @@ def first_token(way: Way, connection: http.client.HTTPConnection) -> float:
 
 
 def throughput(way: Way) -> float:
-    """Embeddings a second by a few clients at once."""
+    """Embeddings a second by a few clients at once, connected already, as those are that keep connections."""
     failed: List[BaseException] = []
 
-    def client() -> None:
+    def client(connection: http.client.HTTPConnection) -> None:
         try:
-            with contextlib.closing(way.connect()) as connection:
+            with contextlib.closing(connection):
                 for _number in range(EMBEDDINGS // CLIENTS):
                     way.post(connection, "/v1/embeddings", EMBEDDING).read()
         except BaseException as error:
             failed.append(error)
 
-    threads = [threading.Thread(target=client) for _number in range(CLIENTS)]
+    connections = [way.connect() for _number in range(CLIENTS)]
+    for connection in connections:
+        connection.connect()
+    threads = [threading.Thread(target=client, args=(connection,)) for connection in connections]
     began = time.perf_counter()
     for thread in threads:
         thread.start()
