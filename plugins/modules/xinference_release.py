@@ -492,6 +492,7 @@ def main() -> None:
     alone = contextlib.nullcontext() if module.check_mode else locked(root)
     with failing(module, ValueError):
         keeper_app.refuse_faults(module.params["keeper"] or {})
+        modes.refuse_shared(root, [*homes(module), *(module.params["service"] or {}).get("writable", [])])
     with failing(module, OSError, ValueError, DockerError, OtherBackend, ServiceError, release.ReleaseError), alone:
         if module.params["service"]:
             files = native(module, root)

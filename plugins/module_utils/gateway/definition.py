@@ -22,6 +22,7 @@ SIZE = "is no size such as 512m"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 _DOMAIN = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9_-]+)*\Z")
 _KEY = re.compile(r"[A-Za-z0-9._~+/-]+=*\Z")
+_PORT = re.compile(r"[0-9]{1,5}\Z")
 _SIZE = re.compile(r"[1-9][0-9]*[kKmMgG]?\Z")
 
 
@@ -178,11 +179,12 @@ def _limit_faults(gateway: Gateway) -> Iterator[str]:
 
 
 def _is_address(text: str) -> bool:
+    """A zone (`fe80::1%eth0`) is refused: nginx takes none, and Python takes anything for one."""
     try:
         ipaddress.ip_address(text)
     except ValueError:
         return False
-    return True
+    return "%" not in text
 
 
 def _is_network(text: str) -> bool:
@@ -191,12 +193,12 @@ def _is_network(text: str) -> bool:
         ipaddress.ip_network(text)
     except ValueError:
         return False
-    return True
+    return "%" not in text
 
 
 def _is_server(text: str) -> bool:
     host, _colon, port = text.rpartition(":")
-    if not (port.isdigit() and 0 < int(port) < 65536):
+    if not (_PORT.match(port) and 0 < int(port) < 65536):
         return False
     if host.startswith("[") and host.endswith("]"):
         return _is_address(host[1:-1])

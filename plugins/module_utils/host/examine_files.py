@@ -24,9 +24,11 @@ from ..bundle.trees import LIBRARIES, TREE_KINDS, outdated, read_artifact, tree_
 from . import release, system_facts
 from .deployed import Deployed
 from .facts import user_name
+from .guarded import ACCOUNTS, SECRETS
+from .guarding import SEED
 from .venv import complete
 
-SECRET_FILES = ("service.json", "models.json", "registrations.json", "credentials.json", "server.env")
+SECRET_FILES = ("service.json", "models.json", "registrations.json", "credentials.json", SECRETS, ACCOUNTS)
 """Files of a release that nobody but its owner may read."""
 WALKED = 2000
 """Files of the server's own directories that are looked at."""
@@ -182,7 +184,7 @@ def permissions(root: Path, seen: Deployed, uid: Optional[int]) -> Dict[str, Any
 def _secrets(root: Path, seen: Deployed) -> Iterator[Tuple[Path, os.stat_result]]:
     """Files that hold secrets: of every release, accounts and keys of the server, what the site keeps for it."""
     places = [root / "releases" / one / name for one in release.history(root) for name in SECRET_FILES]
-    places += _below(root / "secrets")
+    places += [root / SEED, *_below(root / "secrets")]
     if seen.home:
         places += _below(Path(seen.home) / "auth")
     for path in places:

@@ -86,4 +86,5 @@ def _is_network(text: str) -> bool:
         ipaddress.ip_network(text, strict=False)
     except ValueError:
         return False
-    return True
+    # Python takes anything for a zone (`fe80::1%eth0`), and the rules have none.
+    return "%" not in text

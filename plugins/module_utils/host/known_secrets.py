@@ -20,6 +20,7 @@ from ..masking import NO_SECRETS, OURS, is_secret, secrets_in
 from . import release
 from .deployed import Deployed
 from .examine_server import auth_config
+from .guarded import ACCOUNTS, SECRETS
 
 LARGEST = 256 * 1024
 """Bytes of a file that may hold secrets; what is larger is no key."""
@@ -52,8 +53,9 @@ def known_secrets(root: Path, seen: Deployed, inside: Optional[Mapping[str, Any]
 
 
 def _of_release(directory: Path) -> Iterator[str]:
-    """Secrets of a release: all that its private files of variables and credentials have, and named ones elsewhere."""
-    yield from _of_variables(_text(directory / "server.env"))
+    """Secrets of a release: all that its private files of variables and accounts have, and named ones elsewhere."""
+    yield from _of_variables(_text(directory / SECRETS))
+    yield from _leaves(_data(directory / ACCOUNTS))
     login = _data(directory / "credentials.json")
     if isinstance(login, Mapping):
         yield from (str(value) for name, value in login.items() if name != "username" and value)

@@ -15,6 +15,16 @@ import stat
 from pathlib import Path
 from typing import Iterator, List, Sequence, Tuple
 
+SYSTEM = tuple(
+    Path(path)
+    for path in (
+        *("/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/sbin", "/sys", "/usr/bin", "/usr/lib"),
+        *("/usr/local/bin", "/usr/sbin", "/home", "/media", "/mnt", "/opt", "/root", "/run", "/srv", "/tmp"),
+        *("/var/cache", "/var/lib/docker", "/var/lib/systemd", "/var/log", "/var/spool", "/var/tmp"),
+    )
+)
+"""Directories in which much lies that is not the server's."""
+
 CLOSED = 0o750
 STATE = 0o755
 STATE_FILE = 0o640
@@ -41,6 +51,24 @@ def limits(root: Path, homes: Sequence[str] = ()) -> Iterator[Tuple[Path, int]]:
     for entry in sorted((root / "state").glob("*")):
         if not entry.name.endswith(OPEN_SUFFIXES) and not entry.is_dir():
             yield entry, STATE_FILE
+
+
+def refuse_shared(root: Path, homes: Sequence[str]) -> None:
+    """Raise ValueError for directories that cannot be the server's own: it gets them, and others lose them.
+
+    Who owns the root directory of the collection decides what its programs do, and some of them run as root.
+    """
+    shared = []
+    for home in homes:
+        place = Path(os.path.realpath(home))
+        others = (*SYSTEM, *(Path(os.path.realpath(str(path))) for path in (root / "releases", root / "state" / "x")))
+        if any(place in (other, *other.parents) for other in others):
+            shared.append(home)
+    if shared:
+        raise ValueError(
+            f"Nothing was changed. {', '.join(shared)} would become the server's own (xinference_server_home, "
+            "xinference_server_writable), and there lies what is not. Name a directory that holds nothing else."
+        )
 
 
 def too_open(root: Path, homes: Sequence[str] = ()) -> List[Tuple[Path, int]]:

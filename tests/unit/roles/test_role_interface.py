@@ -39,6 +39,14 @@ def test_every_option_is_described(role: Path) -> None:
 
 
 @pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+def test_no_specification_repeats_what_may_be_secret(role: Path) -> None:
+    """Where an argument is wrong, Ansible prints the specification with every default in it, templates resolved."""
+    secret = re.compile(r"\bxinference_(?:password|api_keys?|models|registrations|server_secrets|gateway_keys)\b")
+    shown = [name for name, option in options(role).items() if secret.search(str(option.get("default")))]
+    assert shown == []
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
 def test_variables_carry_the_name_of_their_role(role: Path) -> None:
     assert [name for name in defaults(role) if not name.startswith(role.name + "_")] == []
 

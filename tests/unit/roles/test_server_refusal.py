@@ -43,6 +43,26 @@ OPEN = "open to everyone who reaches 0.0.0.0:9997"
             ["needs 8 characters at least", "13 letters or digits: rag"],
         ),
         (
+            {
+                "xinference_auth": True,
+                "xinference_username": "root",
+                "xinference_password": 1234567,
+                "xinference_server_arguments": ["--host=0.0.0.0", "-MH", "127.0.0.1", "-p80"],
+                "xinference_api_keys": [
+                    {"key": True},
+                    {"name": "b", "key": "sk-abcdefghijklm"},
+                    {"name": "c", "key": "sk-abcdefghijklm"},
+                ],
+            },
+            [
+                "needs 8 characters",
+                "one without a name",
+                "between, or none",
+                "under two names",
+                "says --host=0.0.0.0, -p80;",
+            ],
+        ),
+        (
             {"xinference_host": "0.0.0.0", "xinference_reset_password": True},
             [OPEN, "resets nothing"],
         ),

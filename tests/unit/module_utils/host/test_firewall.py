@@ -58,7 +58,7 @@ def test_what_is_no_port_or_address_is_refused_all_at_once() -> None:
     assert firewall.faults([SERVER, PEERS]) == []
     wrong: List[Dict[str, Any]] = [
         {"name": "a", "port": 0, "clients": ["gpu.site"]},
-        {"name": "b", "port": 22, "clients": []},
+        {"name": "b", "port": 22, "clients": ["fe80::1%eth0"]},
         {"name": "c", "port": 9997, "clients": []},
         {"name": "d", "port": 9997, "clients": []},
         {"name": 'e" accept', "port": 1, "clients": []},

@@ -10,6 +10,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
+import pytest
 from ansible_collections.airgap.xinference.plugins.module_utils.host import modes
 
 
@@ -64,3 +65,11 @@ def test_a_directory_that_everything_lies_in_is_left_alone(tmp_path: Path) -> No
     """A home that is / or /opt by mistake must not lock everybody else out of the host."""
     closed = [path for path, _mode in modes.limits(tmp_path, ["/", "/opt", "/opt/x/..", str(tmp_path / "home")])]
     assert not {Path("/"), Path("/opt"), Path("/opt/x/..")} & set(closed) and tmp_path / "home" in closed
+
+
+@pytest.mark.parametrize("shared", ["/", "/var", "/home", "/usr", "/etc", "{root}", "{root}/state", "{root}/.."])
+def test_what_others_need_never_becomes_the_servers_own(tmp_path: Path, shared: str) -> None:
+    own = tmp_path / "data"
+    modes.refuse_shared(tmp_path, [str(own), str(tmp_path / "home"), "/var/lib/xinference", "/data"])
+    with pytest.raises(ValueError, match="Name a directory that holds nothing else"):
+        modes.refuse_shared(tmp_path, [str(own), shared.format(root=tmp_path)])

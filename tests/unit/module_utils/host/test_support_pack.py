@@ -26,6 +26,9 @@ PLANTED: Dict[str, str] = {
     "server.env": "env-$ecret'One x",
     "second line": "env-second-line-77",
     "credentials": "Pa$$w/rd+of=admin",
+    "administrator": "administrators-own-57",
+    "client": "client without a shape 4",
+    "tokens": "0f1e2d3c4b5a-tokens",
     "service": "service-secret-5521",
     "model": "model-envs-token-41",
     "registration": "registration-key-9",
@@ -117,6 +120,8 @@ def root(tmp_path: Path) -> Path:
     write(release / "server.env", "".join(f"{name}={json.dumps(value)}\n" for name, value in sorted(variables.items())))
     write(old / "server.env", f"OLD_PASSWORD={PLANTED['older release']}\n")
     write(release / "credentials.json", {"username": "admin", "password": PLANTED["credentials"]})
+    users = [{"username": "admin", "password": PLANTED["administrator"]}, {"api_keys": [PLANTED["client"]]}]
+    write(release / "accounts.json", {"auth_config": {"secret_key": PLANTED["tokens"]}, "user_config": users})
     write(release / "models.json", [{"model_uid": "m", "envs": {"HF_TOKEN": PLANTED["model"]}}])
     write(release / "registrations.json", [{"definition": {"api_key": PLANTED["registration"]}}])
     write(release / "service.json", {"environment": {"API_SECRET": PLANTED["service"]}, "name": "x"})
