@@ -137,7 +137,6 @@ class Site:
     def __init__(self, host: Host, place: Path, paths: Dict[str, str]) -> None:
         self.host, self.place = host, place
         self.endpoint = f"http://{host.address}:9997"
-        self._sessions = threading.local()
         embedding: Dict[str, Any] = {"model_name": "bce-embedding-base_v1", "model_type": "embedding"}
         embedding.update(probe={"expect": {"dimensions": 384}})
         rerank = {"model_name": "bce-reranker-base_v1", "model_type": "rerank", "probe": {"expect": {"best": None}}}
@@ -176,11 +175,10 @@ class Site:
 
     def ask(self, path: str, body: Any = None, *, expect: Collection[int] = (200,)) -> bytes:
         """One request, a POST if there is a body; what was answered, to the last byte of a stream."""
-        if not hasattr(self._sessions, "own"):
-            self._sessions.own = requests.Session()
         given = {"data": body} if isinstance(body, str) else {"json": body}
         method = "GET" if body is None else "POST"
-        answer = self._sessions.own.request(method, self.endpoint + path, timeout=LIMIT, **given)
+        # A connection of its own: the server ends one that was idle for 5 s, even as a request comes.
+        answer = requests.request(method, self.endpoint + path, timeout=LIMIT, **given)
         assert answer.status_code in expect, (path, answer.status_code, answer.text[:300])
         content: bytes = answer.content
         return content
@@ -282,8 +280,8 @@ def test_nothing_leaves_at_first_requests_and_after_a_restart(site: Site, counte
 
 
 def test_nothing_leaves_in_some_thousand_requests_of_every_type(site: Site, counter: Counter) -> None:
-    work = [("good", *one) for one in itertools.islice(itertools.cycle(GOOD), 1600)]
-    work += [("other", *one) for one in itertools.islice(itertools.cycle(OTHER), 1600)]
+    work = [("good", *one) for one in itertools.islice(itertools.cycle(GOOD), 400)]
+    work += [("other", *one) for one in itertools.islice(itertools.cycle(OTHER), 2800)]
 
     def do(kind: str, path: str, body: Any) -> None:
         site.ask(path, body, expect=(200,) if kind == "good" else ANY)
