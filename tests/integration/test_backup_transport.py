@@ -31,12 +31,13 @@ class Host:
         files = {"server.json": release.Entry('{"backend": "native"}'), "models.json": release.Entry("[]", 0o400)}
         release.make(root, files)
         release.switch(root, release.identity(files))
-        with contextlib.closing(sqlite3.connect(self.database)) as database, database:
+        with contextlib.closing(sqlite3.connect(self.database)) as database:
             database.execute("PRAGMA journal_mode=WAL")
             database.execute("CREATE TABLE users (username TEXT)")
             database.execute("CREATE TABLE api_keys (key_encrypted TEXT)")
             if secret:
                 database.execute("INSERT INTO api_keys VALUES (?)", (secret,))
+            database.commit()
         (self.database.parent / "encryption_key").write_text(secret or "of the fresh host")
 
     @property

@@ -392,7 +392,7 @@ def test_a_second_time_changes_nothing_and_an_interrupted_one_is_made_up_for(sit
     assert site.put().action == "none"
     assert site.put(rate=7).action == "reload" and answers(site.gateway, site.wanted)
     # Switched, and ended before nginx was told.
-    reload, site.runner.reload = site.runner.reload, lambda: (_ for _ in ()).throw(KeyboardInterrupt)  # type: ignore
+    reload, site.runner.reload = site.runner.reload, lambda: (one for one in ()).throw(KeyboardInterrupt)  # type: ignore
     with pytest.raises(KeyboardInterrupt):
         site.put(rate=8)
     site.runner.reload = reload  # type: ignore

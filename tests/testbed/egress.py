@@ -166,7 +166,8 @@ def _enter(descriptor: int) -> None:
 def connected(table: str) -> Iterator[Network]:
     """Networks that a namespace is directly on, by its /proc/net/route."""
     for line in table.splitlines()[1:]:
-        _, target, gateway, _, _, _, _, mask, *_ = line.split()
+        fields = line.split()
+        target, gateway, mask = fields[1], fields[2], fields[7]
         bits = bin(int(mask, 16)).count("1")
         if int(gateway, 16) == 0 and bits:
             yield Network((int.from_bytes(bytes.fromhex(target)[::-1], "big"), bits), strict=False)
@@ -202,7 +203,7 @@ class Counter:
         self._ready.wait()
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_error: Any) -> None:
         self._ended.set()
         self._thread.join()
         self._check()
@@ -220,7 +221,7 @@ class Counter:
     def _run(self) -> None:
         with contextlib.ExitStack() as stack:
             try:
-                for bridge in {bridge for _, bridge in self._hosts.values()}:
+                for bridge in {bridge for _process, bridge in self._hosts.values()}:
                     self._sockets[stack.enter_context(_listen(bridge))] = f"network {bridge}"
                 due = 0.0
                 while not self._ended.is_set():
@@ -239,7 +240,7 @@ class Counter:
                 self._ready.set()
 
     def _look_for_namespaces(self, stack: contextlib.ExitStack) -> None:
-        for name, (process, _) in self._hosts.items():
+        for name, (process, _bridge) in self._hosts.items():
             self.inside.update(connected((process / "net/route").read_text()))
             found = {name: process / "ns/net"}
             with contextlib.suppress(FileNotFoundError):
@@ -271,13 +272,13 @@ class Counter:
         for made in select.select(list(self._sockets), [], [], seconds)[0]:
             place = self._sockets[made]
             with contextlib.suppress(BlockingIOError):
-                for _ in range(1000):  # then the others have their turn
-                    data, (_, protocol, kind, *_) = made.recvfrom(512)
+                for _turn in range(1000):  # then the others have their turn
+                    data, (_interface, protocol, kind, *_more) = made.recvfrom(512)
                     # What arrives in a namespace was sent in another, and what the machine sends is its own affair.
                     if (kind == socket.PACKET_OUTGOING) is not place.startswith("network "):
                         self.seen[read(place, protocol, data)] += 1
 
 
 def _lost(made: socket.socket) -> int:
-    _, lost = struct.unpack("II", made.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
+    _seen, lost = struct.unpack("II", made.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
     return int(lost)

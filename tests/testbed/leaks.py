@@ -125,7 +125,7 @@ class Search:
             if len(wanted) < SHORTEST:
                 raise ValueError(f"secret {name} is too short to be told from chance (at least {SHORTEST} characters)")
             self._needles += [(needle, (name, form)) for needle, form in forms(wanted).items()]
-        self._overlap = max(len(needle) for needle, _ in self._needles) - 1
+        self._overlap = max(len(needle) for needle, _meaning in self._needles) - 1
 
     def in_bytes(self, data: bytes) -> Found:
         """What is found in bytes as they are."""

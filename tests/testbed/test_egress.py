@@ -287,7 +287,7 @@ def test_nothing_leaves_in_some_thousand_requests_of_every_type(site: Site, coun
         site.ask(path, body, expect=(200,) if kind == "good" else ANY)
 
     with ThreadPoolExecutor(max_workers=8) as clients:
-        for _ in clients.map(lambda one: do(*one), work):
+        for _done in clients.map(lambda one: do(*one), work):
             pass
     # A model that would have to be fetched is refused, from wherever.
     for hub in HUBS:

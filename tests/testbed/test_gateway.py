@@ -18,7 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any, Dict, Iterator, List, Sequence
 
 import pytest
 
@@ -49,7 +49,7 @@ class Site:
             "xinference_gateway_keys": [{"name": "rag", "key": KEY}],
         }
 
-    def play(self, *playbooks: str, options: List[str] = [], expect: int = 0, **variables: Any) -> str:  # noqa: B006
+    def play(self, *playbooks: str, options: Sequence[str] = (), expect: int = 0, **variables: Any) -> str:
         """Run playbooks; returns what they printed."""
         settings = self.place / "variables.json"
         settings.write_text(json.dumps({**self.variables, **variables}))

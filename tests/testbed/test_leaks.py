@@ -117,7 +117,7 @@ def test_rows_of_a_database_are_found_though_they_lie_in_pieces(tmp_path: Path, 
         database.execute(f"PRAGMA journal_mode = {journal}")
         database.execute('CREATE TABLE "a ""table" (number INTEGER, content TEXT)')
         # Over the border of a page of 4096 bytes, at whatever place in it the row begins.
-        content = "".join(f"{'x' * 1021}{SECRET}" for _ in range(20))
+        content = "".join(f"{'x' * 1021}{SECRET}" for _row in range(20))
         database.execute('INSERT INTO "a ""table" VALUES (1, ?)', (content,))
         database.commit()
         assert found(tmp_path) == {"password": "plain"}

@@ -93,7 +93,7 @@ def test_files_of_the_host_are_found_and_private_ones_are_not(leaks: List[Leak])
     ],
 )
 def test_what_engine_and_containers_keep_is_found(leaks: List[Leak], place: str) -> None:
-    start, _, end = place.partition("*")
+    start, _star, end = place.partition("*")
     assert [leak for leak in leaks if leak.place.startswith(start) and leak.place.endswith(end)]
 
 

@@ -62,7 +62,7 @@ def closed(method: str, path: str) -> Tuple[int, str]:
 def report(target: str, *more: str) -> Dict[str, Any]:
     """One round of everything."""
     stranger = Stranger(target, more)
-    for _ in itertools.islice(stranger.forays(60), len(attempts(more))):
+    for _foray in itertools.islice(stranger.forays(60), len(attempts(more))):
         pass
     return stranger.report
 

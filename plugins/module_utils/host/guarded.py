@@ -52,7 +52,7 @@ def secrets(place: Path) -> Dict[str, str]:
     except FileNotFoundError:
         return {}
     try:
-        return {name: str(json.loads(value)) for name, _, value in (line.partition("=") for line in lines)}
+        return {name: str(json.loads(value)) for name, _equals, value in (line.partition("=") for line in lines)}
     except ValueError:
         raise Closed(f"{place / SECRETS} is damaged") from None
 
@@ -176,7 +176,8 @@ def close(place: Path, command: List[str]) -> List[str]:
     except Exception as error:  # Whatever the server's own code raises.
         raise Closed(f"the accounts cannot be made ({type(error).__name__}: {error})") from error
     for line in done:
-        print(line, flush=True)
+        sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
     return command
 
 

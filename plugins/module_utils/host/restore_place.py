@@ -150,7 +150,7 @@ def adapted(name: str, content: bytes, places: Mapping[str, str]) -> bytes:
 
 def _move_history(path: Path, places: Mapping[str, str]) -> None:
     """Paths of models in what the server remembers of launches, which is JSON, and of programs, which is text."""
-    with contextlib.closing(sqlite3.connect(str(path))) as database, database:
+    with contextlib.closing(sqlite3.connect(str(path))) as database:
         tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         for table in tables:
             columns = database.execute(f'PRAGMA table_info("{table}")').fetchall()
@@ -166,6 +166,7 @@ def _move_history(path: Path, places: Mapping[str, str]) -> None:
                             f'WHERE substr("{column}", 1, ?) = ?',
                             (f"{new}/", len(old) + 2, len(old) + 1, f"{old}/"),
                         )
+        database.commit()
 
 
 def _target(root: Path, home: Path, name: str) -> Path:

@@ -83,9 +83,10 @@ class BackedUp:
 
     def run(self, name: str, *statements: str) -> None:
         """Change a database."""
-        with contextlib.closing(sqlite3.connect(str(self.home / name))) as database, database:
+        with contextlib.closing(sqlite3.connect(str(self.home / name))) as database:
             for statement in statements:
                 database.execute(statement)
+            database.commit()
 
     def rows(self, name: str, query: str) -> list:
         """Read a database."""
