@@ -38,7 +38,9 @@ class KeyPlan:
         """`before` and `after` of Ansible's diff mode; values of keys are in neither."""
         before = [shown(key) for key in self.before]
         after = {"revoke": [], "keep": before}.get(self.action, [{"name": self.name, "enabled": True}])
-        return {"before_header": self.name, "after_header": self.name, "before": before, "after": after}
+        # Ansible shows mappings, and no lists.
+        lists = {"before": {"keys": before}, "after": {"keys": after}}
+        return {"before_header": self.name, "after_header": self.name, **lists}
 
 
 def shown(key: Mapping[str, Any]) -> Dict[str, Any]:

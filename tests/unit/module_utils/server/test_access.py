@@ -69,6 +69,7 @@ def test_keys_are_made_replaced_and_revoked_by_name(
     assert (todo.action, todo.changed) == (action, action != "keep")
     assert keys.apply(server, todo) == value and server.did == did
     diff = todo.diff()
+    assert all(isinstance(diff[side], dict) for side in ("before", "after")), "Ansible shows nothing else"
     assert (diff["before"] != diff["after"]) is (action in ("create", "revoke") or action == "rotate")
     assert "xf-new" not in json.dumps(diff)
 
