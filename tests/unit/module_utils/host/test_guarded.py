@@ -293,3 +293,12 @@ def test_another_user_reads_private_files_by_the_group_of_the_release() -> None:
     files = guarding.files({"A_WORD": "x"}, ADMIN, "seed", shared=True)
     assert [files[name].mode for name in guarding.FILES] == [0o444, 0o440, 0o440]
     assert [entry.mode for entry in guarding.files({"A_WORD": "x"}, ADMIN, "seed").values()] == [0o444, 0o400, 0o400]
+
+
+@pytest.mark.parametrize("name", ["", "A B", "A=B", "A\nB", "1A"])
+def test_what_no_environment_can_hold_is_refused_before_a_server_would_not_start(name: str) -> None:
+    with pytest.raises(ValueError, match="cannot be in an environment") as told:
+        guarding.files({"GOOD": "a", name: "s3cret-value"}, {}, "5" * 64)
+    assert "s3cret" not in str(told.value)
+    with pytest.raises(ValueError, match="'ZERO' cannot"):
+        guarding.files({"ZERO": "s3cret\0value"}, {}, "5" * 64)
