@@ -54,6 +54,8 @@ class Database:
         self.keys.write_text(json.dumps([key for key in self.list_api_keys() if key["id"] != number]))
     def create_api_key(self, **fields):
         found = self.list_api_keys()
+        for key in found:
+            assert key["key_hash"] != fields["key_hash"] and key["name"].lower() != fields["name"].lower()
         number = 1 + max([key["id"] for key in found], default=0)
         self.keys.write_text(json.dumps([*found, {"id": number, **fields}]))
     def set_user_permissions(self, number, permissions):
@@ -185,6 +187,9 @@ def test_keys_that_are_given_are_put_in_force_and_taken_away(place: Place) -> No
     code, said = place.start(api_keys=[{"name": "chat", "key": "sk-3"}])
     assert code == 0 and said.startswith("Revoked the key rag-1\nRevoked the key chat\nMade the key chat\n")
     assert keys() == {"own": "#o", "chat": "#sk-3"}
+    code, said = place.start(api_keys=[{"name": "OWN", "key": "sk-3"}])
+    assert code == 0 and said.startswith("Revoked the key own\nRevoked the key chat\nMade the key OWN\n")
+    assert keys() == {"OWN": "#sk-3"}
 
 
 def test_a_server_with_a_file_is_given_it(place: Place) -> None:
