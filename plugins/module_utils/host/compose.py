@@ -218,6 +218,11 @@ def faults(server: Server, secrets: Iterable[str] = ()) -> List[str]:
     found += [f"{name!r} is no name of an environment variable" for name in names]
     if server.isolated:
         found += isolation.faults(server.options)
+    if _on_host_network(server) and server.host not in EVERYWHERE:
+        found.append(
+            "xinference_server_container_options.network_mode: on the host's network the server listens on all its "
+            f"addresses, and xinference_host is {server.host}; say 0.0.0.0 there, or leave the network"
+        )
     return [*found, *_mount_faults(server), *_option_faults(server)]
 
 

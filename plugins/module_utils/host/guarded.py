@@ -111,15 +111,20 @@ def make_accounts(users: Sequence[Mapping[str, Any]], reset: bool) -> List[str]:
 
 
 def _make_keys(store: Any, crypto: Any, owner: int, keys: Mapping[str, str]) -> List[str]:
-    """Put the keys that are given in force, by name, and take away those that were given before."""
-    done, there = [], {str(key["name"]): key for key in store.list_api_keys()}
-    hashes = {name: crypto.sha256_hex(value) for name, value in keys.items()}
+    """Put the keys that are given in force, by name, and take away those that were given before.
+
+    The server takes no two keys with one value, nor with names that differ in case or in spaces around them only.
+    """
+    done, there = [], {_plain(key["name"]): key for key in store.list_api_keys()}
+    hashes = {_plain(name): crypto.sha256_hex(value) for name, value in keys.items()}
     for name, key in there.items():
-        if hashes.get(name) != key["key_hash"] and (name in keys or key["description"] == GIVEN):
+        taken = name in hashes or key["key_hash"] in hashes.values() or key["description"] == GIVEN
+        if taken and hashes.get(name) != key["key_hash"]:
             store.delete_api_key(key["id"])
-            done.append(f"Revoked the key {name}")
+            done.append(f"Revoked the key {key['name']}")
     for name, value in keys.items():
-        if name not in there or there[name]["key_hash"] != hashes[name]:
+        known = there.get(_plain(name))
+        if known is None or known["key_hash"] != hashes[_plain(name)]:
             secret = importlib.import_module("xinference.constants").get_auth_encryption_key()
             sealed = crypto.aes_encrypt(value, crypto.derive_encryption_key(secret))
             store.create_api_key(
@@ -133,6 +138,10 @@ def _make_keys(store: Any, crypto: Any, owner: int, keys: Mapping[str, str]) -> 
             )
             done.append(f"Made the key {name}")
     return done
+
+
+def _plain(name: Any) -> str:
+    return str(name).strip().lower()
 
 
 def _store(own: str, path: Path) -> Any:

@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import secrets as random
 from pathlib import Path
 from typing import Any, Dict, Mapping
@@ -23,6 +24,7 @@ PUBLIC = 0o444
 PRIVATE = 0o400
 SHARED = 0o440
 SEED = "state/seed"
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\Z")
 READING = ["models:list", "models:read"]
 """What a client may do on a server that gets its accounts from a file."""
 
@@ -32,8 +34,14 @@ def files(secrets: Mapping[str, str], accounts: Mapping[str, Any], seed: str, sh
 
     `secrets` are variables. `accounts` is empty without authentication, else it has `username`, `password`, `reset` and
     `api_keys`, a list of `name` and `key`. `seed` is this host's own. `shared`: the server runs as another user than
-    the owner of the release, and reads these files by its group.
+    the owner of the release, and reads these files by its group. Raises ValueError for what is no variable.
     """
+    odd = sorted(name for name, value in secrets.items() if not _NAME.match(name) or "\0" in value)
+    if odd:
+        raise ValueError(
+            f"xinference_server_secrets: {', '.join(map(repr, odd))} cannot be in an environment. Names are letters, "
+            "digits and _, and values have no zero byte."
+        )
     private = SHARED if shared else PRIVATE
     found = {PROGRAM: Entry(str(guarded.__loader__.get_source(guarded.__name__)), PUBLIC)}  # type: ignore[union-attr]
     if secrets:

@@ -72,3 +72,22 @@ def test_a_site_can_add_a_path_and_nothing_that_only_begins_so() -> None:
 
 def test_no_expression_can_leave_the_quotes_of_the_configuration() -> None:
     assert not any(set('"\n$') & set(expression[:-1]) - {"$"} for expression, _kind in kinds()) and GET
+
+
+def test_nothing_that_is_listed_lies_where_servers_are_administered() -> None:
+    listed = [*POST, *(re.sub(r"[\\(?].*", "", expression) for expression in GET)]
+    places = {"/".join(path.split("/")[:3]).removeprefix("/anthropic") for path in listed}
+    closed = [
+        "admin",
+        "cluster",
+        "clusters",
+        "cache",
+        "engines",
+        "launch_history",
+        "model_registrations",
+        "ui",
+        "virtualenvs",
+    ]
+    assert not places & {f"/v1/{name}" for name in closed}
+    assert [path for path in POST if path.startswith("/v1/models")] == []
+    assert all(path.startswith(("/v1/", "/anthropic/v1/")) for path in listed)

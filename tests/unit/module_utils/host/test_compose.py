@@ -250,6 +250,12 @@ def test_an_isolated_server_has_no_way_out_and_a_way_in() -> None:
     assert "bin/ingress.py" not in docker_release.files(CPU, [], {}, {})
 
 
+def test_the_hosts_network_opens_no_more_than_the_inventory_says() -> None:
+    host = replace(CPU, host="127.0.0.1", options={"network_mode": "host"})
+    assert "say 0.0.0.0 there" in "\n".join(compose.faults(host))
+    assert compose.faults(replace(host, host="0.0.0.0")) == []
+
+
 @pytest.mark.parametrize("name", ["network_mode", "networks", "dns", "dns_search", "dns_opt", "extra_hosts"])
 def test_an_isolated_server_is_given_no_other_network(name: str) -> None:
     told = compose.faults(replace(ISOLATED, options={name: "x"}))

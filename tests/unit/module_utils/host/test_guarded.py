@@ -54,6 +54,8 @@ class Database:
         self.keys.write_text(json.dumps([key for key in self.list_api_keys() if key["id"] != number]))
     def create_api_key(self, **fields):
         found = self.list_api_keys()
+        for key in found:
+            assert key["key_hash"] != fields["key_hash"] and key["name"].lower() != fields["name"].lower()
         number = 1 + max([key["id"] for key in found], default=0)
         self.keys.write_text(json.dumps([*found, {"id": number, **fields}]))
     def set_user_permissions(self, number, permissions):
@@ -185,6 +187,9 @@ def test_keys_that_are_given_are_put_in_force_and_taken_away(place: Place) -> No
     code, said = place.start(api_keys=[{"name": "chat", "key": "sk-3"}])
     assert code == 0 and said.startswith("Revoked the key rag-1\nRevoked the key chat\nMade the key chat\n")
     assert keys() == {"own": "#o", "chat": "#sk-3"}
+    code, said = place.start(api_keys=[{"name": "OWN", "key": "sk-3"}])
+    assert code == 0 and said.startswith("Revoked the key own\nRevoked the key chat\nMade the key OWN\n")
+    assert keys() == {"OWN": "#sk-3"}
 
 
 def test_a_server_with_a_file_is_given_it(place: Place) -> None:
@@ -293,3 +298,12 @@ def test_another_user_reads_private_files_by_the_group_of_the_release() -> None:
     files = guarding.files({"A_WORD": "x"}, ADMIN, "seed", shared=True)
     assert [files[name].mode for name in guarding.FILES] == [0o444, 0o440, 0o440]
     assert [entry.mode for entry in guarding.files({"A_WORD": "x"}, ADMIN, "seed").values()] == [0o444, 0o400, 0o400]
+
+
+@pytest.mark.parametrize("name", ["", "A B", "A=B", "A\nB", "1A"])
+def test_what_no_environment_can_hold_is_refused_before_a_server_would_not_start(name: str) -> None:
+    with pytest.raises(ValueError, match="cannot be in an environment") as told:
+        guarding.files({"GOOD": "a", name: "s3cret-value"}, {}, "5" * 64)
+    assert "s3cret" not in str(told.value)
+    with pytest.raises(ValueError, match="'ZERO' cannot"):
+        guarding.files({"ZERO": "s3cret\0value"}, {}, "5" * 64)
