@@ -110,17 +110,20 @@ def test_a_home_that_others_may_read_or_write(running: NativeHost) -> None:
 
 
 def test_a_file_of_secrets_that_others_may_read(running: NativeHost) -> None:
-    for path in (running.root, *running.root.parents):
-        if not path.stat().st_mode & 0o001:
-            path.chmod(path.stat().st_mode | 0o001)
-    definition = running.root / "current/service.json"
-    mode = stat.S_IMODE(definition.stat().st_mode)
+    definition = (running.root / "current/service.json").resolve()
+    closed = [path for path in definition.parents if not path.stat().st_mode & 0o001]
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (definition, *closed)}
     definition.chmod(0o444)
+    # What lies in a directory that nobody else may enter is read by nobody else.
+    assert [finding.check for finding in diagnosed(running)] == ["integrity"]
+    for path in closed:
+        path.chmod(modes[path] | 0o001)
     found = diagnosed(running)
     # A release is its modes, too.
     assert [finding.check for finding in found] == ["integrity", "permissions"]
     assert "service.json" in found[1].wanted and "chmod o-rwx" in found[1].cure
-    definition.chmod(mode)
+    for path, mode in modes.items():
+        path.chmod(mode)
     assert diagnosed(running) == []
 
 
