@@ -62,7 +62,9 @@ def place(directory: Any, host: Any, name: Any) -> Path | None:
     """The file of a key; None for a name that the module refuses."""
     if not directory or not isinstance(name, str) or not re.fullmatch(NAME, name):
         return None
-    return Path(str(directory)).expanduser() / str(host) / name
+    # A name of an inventory may have anything in it, and no path may come of it.
+    safe = re.sub(r"[^A-Za-z0-9._-]", "_", str(host)).lstrip(".") or "host"
+    return Path(str(directory)).expanduser() / safe / name
 
 
 def write(path: Path, value: str) -> None:

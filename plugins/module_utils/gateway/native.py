@@ -29,6 +29,7 @@ OLDEST = (1, 19, 5)
 """The first nginx that takes the file of its first messages as an argument."""
 PLACES = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 STOP_SECONDS = 30.0
+_PLAIN = re.compile(r"[A-Za-z0-9/][A-Za-z0-9/._+@-]*\Z")
 UNIT = """\
 [Unit]
 Description=Gateway before Xinference
@@ -78,6 +79,11 @@ class Native:
         """Look for nginx. Raises GatewayError when there is none that fits."""
         if not self.needed:
             return
+        if not _PLAIN.match(str(self.place)) or not _PLAIN.match(self.name) or "/" in self.name:
+            raise GatewayError(
+                f"nginx cannot be configured below {str(self.place)!r} as {self.name!r}. Use letters, digits and ._+@- "
+                "in xinference_root and xinference_gateway_service, or set xinference_gateway_backend: docker."
+            )
         found = shutil.which(self.program or "nginx") or shutil.which(self.program or "nginx", path=PLACES)
         if not found:
             raise GatewayError(

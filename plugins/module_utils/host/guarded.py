@@ -129,7 +129,7 @@ def _make_keys(store: Any, crypto: Any, owner: int, keys: Mapping[str, str]) -> 
             sealed = crypto.aes_encrypt(value, crypto.derive_encryption_key(secret))
             store.create_api_key(
                 user_id=owner,
-                key_hash=hashes[name],
+                key_hash=hashes[_plain(name)],
                 key_encrypted=base64.b64encode(sealed).decode("ascii"),
                 key_prefix=value[:7],
                 name=name,

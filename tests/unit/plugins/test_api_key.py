@@ -84,3 +84,10 @@ def test_a_value_that_nobody_knows_any_more_is_a_failure(task: Task) -> None:
 @pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden", 7])
 def test_names_that_lead_elsewhere_have_no_file(name: Any) -> None:
     assert xinference_api_key.place("keys", "gpu-1", name) is None
+
+
+@pytest.mark.parametrize(
+    ("host", "directory"), [("../up", "_up"), ("/etc", "_etc"), ("..", "host"), ("gpu-1.site", "gpu-1.site")]
+)
+def test_names_of_hosts_lead_nowhere_either(host: str, directory: str) -> None:
+    assert xinference_api_key.place("keys", host, "rag") == Path("keys", directory, "rag")

@@ -36,6 +36,12 @@ def test_an_nginx_that_does_not_fit_is_refused(tmp_path: Path, says: str) -> Non
         Native(tmp_path, "gateway", program(tmp_path, says))
 
 
+@pytest.mark.parametrize(("below", "name"), [("a b", "g"), ("a;", "g"), ("a\n}", "g"), ("a", "../g"), ("a", "g h")])
+def test_no_path_and_no_name_says_more_in_the_configuration(tmp_path: Path, below: str, name: str) -> None:
+    with pytest.raises(GatewayError, match="nginx cannot be configured"):
+        Native(tmp_path / below / "gateway", name, program(tmp_path, "nginx version: nginx/1.28.0"))
+
+
 def test_the_unit_can_do_little(tmp_path: Path) -> None:
     found = program(tmp_path, "nginx version: nginx/1.28.0")
     unit = Native(tmp_path / "gateway", "gateway", found)._unit()
