@@ -143,6 +143,11 @@ uptime_s:
   returned: always
   type: float
   sample: 31
+listed:
+  description: Whether it told its models. Without credentials that it takes it does not.
+  returned: always
+  type: bool
+  sample: true
 workers:
   description: Its workers; memory in bytes.
   returned: always

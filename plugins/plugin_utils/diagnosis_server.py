@@ -212,6 +212,11 @@ def judge_models(facts: Facts) -> list[Finding]:
     if seen.get("problem"):
         told = f"the server does not tell: {seen['problem']}"
         cure = "set xinference_username and xinference_password; try once, a server bans who fails often"
+        if "429" in seen["problem"]:
+            cure = (
+                "the server banned this host's address for too many refused credentials: find who sends wrong ones, "
+                "then wait an hour, or start the server anew"
+            )
         if "requests" in seen["problem"] and "not there" in seen["problem"]:
             cure = "playbooks/ship.yml brings the library"
         found.append(Finding("models", "a list of the models", told, cure, WARNING))

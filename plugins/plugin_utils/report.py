@@ -114,7 +114,7 @@ def rows_of(host: str, health: Mapping[str, Any], failure: Mapping[str, Any] | N
         return [Row(host, "-", "-", f"failed: {failure.get('step') or 'a step'}", None, endpoint, why)]
     if health.get("skipped"):
         return [Row(host, "-", "-", "not verified", None, endpoint, "check mode: no server runs there yet")]
-    if not health.get("reachable"):
+    if not health.get("reachable") or (health.get("required") and health.get("listed") is False):
         why = " ".join(health.get("problems") or ["it was not reached, or an earlier step failed there"])
         return [Row(host, "-", "-", "not verified", None, endpoint, why)]
     shown, probes = health.get("models") or {}, health.get("probes") or {}

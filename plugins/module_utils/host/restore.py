@@ -124,7 +124,8 @@ def _problems(index: Index, there: Standing, files: List[File], replace: bool, a
         if own:
             problems.append(
                 f"The server of this host has {own} of its own, which the accounts of the backup would replace. If "
-                "that is meant, say xinference_restore_replace: true; what is there is then kept aside."
+                "that is meant, say xinference_restore_replace: true; what is there is then kept aside, and --check "
+                "--diff tell what would change."
             )
     return problems
 

@@ -128,8 +128,8 @@ def wait(native: Native, timeout: float, since: float) -> None:
 
 def endpoint(service: Dict[str, Any]) -> str:
     """Where the host itself reaches the server."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(str(service["host"]), str(service["host"]))
-    return f"http://{host}:{service['port']}"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(str(service["host"]), str(service["host"]))
+    return f"http://{f'[{host}]' if ':' in host else host}:{service['port']}"
 
 
 def answers(url: str) -> bool:

@@ -27,8 +27,8 @@ PROBES_AT_ONCE = 4
 class Health:
     """What a server was like when last asked.
 
-    `problems` are sentences, empty when all is well; `diagnosis` explains the first that is known. `waited_s` is how
-    long it took in seconds.
+    `listed` says whether it told its models. `problems` are sentences, empty when all is well; `diagnosis` explains the
+    first that is known. `waited_s` is how long it took in seconds.
     """
 
     endpoint: str
@@ -37,6 +37,7 @@ class Health:
     supported: Optional[bool] = None
     auth: Optional[bool] = None
     uptime_s: Optional[float] = None
+    listed: bool = False
     workers: List[Dict[str, Any]] = field(default_factory=list)
     models: Dict[str, Dict[str, Any]] = field(default_factory=dict)
     problems: List[str] = field(default_factory=list)
@@ -84,6 +85,7 @@ def look_at(client: Client, required: Sequence[str] = (), workers: int = 1) -> H
     except ServerError as error:
         health._trouble(error.message, error.detail, hopeless=isinstance(error, AccessRefused))
         return health
+    health.listed = True
     health.models = {uid: _model(one) for uid, one in sorted(running.items())}
     for uid in required:
         _require(health, uid, running.get(uid))

@@ -34,6 +34,15 @@ def test_a_model_that_works_is_a_line_and_no_problem() -> None:
     assert (found.verified, found.problems) == (1, [])
 
 
+def test_models_of_a_server_that_does_not_tell_them_are_not_called_missing() -> None:
+    problem = "429 Too many failed attempts"
+    found = of(gpu1={**health(minilm=PASSED), "models": {}, "probes": {}, "listed": False, "problems": [problem]})
+    assert report.table(found.rows)[1:] == [
+        "gpu1  -      -     not verified  -        http://127.0.0.1:9997",
+        f"  {problem}",
+    ]
+
+
 def test_a_failed_probe_is_told_under_its_line() -> None:
     found = of(gpu1=health(minilm={"state": "failed", "latency_s": 1.25, "error": "a related pair is no closer"}))
     assert report.table(found.rows)[1:] == [

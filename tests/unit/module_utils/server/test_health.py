@@ -142,6 +142,7 @@ def test_a_refused_key_ends_the_wait():
     assert clock.now == 0 and server.asked.count("version") == 1
     assert health.reachable and not health.healthy
     assert health.diagnosis is not None and health.diagnosis.name == "wrong-credentials"
+    assert health.listed is False and look_at(told()).listed is True
 
 
 def test_a_guarded_server_can_be_waited_for_from_outside():
