@@ -48,7 +48,7 @@ class Host(Site):
         service = {
             "command": [f"{venv}/bin/python", "serve"],
             "environment": {"VERSION": str(number)},
-            "directory": str(self.root),
+            "directory": str(self.root / "home"),
             "host": "127.0.0.1",
             "port": 9,
         }
