@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List
@@ -38,6 +39,8 @@ class Fleet:
     own: Dict[str, Dict[str, Any]] = field(default_factory=dict)
     play: Dict[str, Any] = field(default_factory=dict)
     """Further keywords of the play."""
+    # Not below `place`, for the path of a socket ends after 107 bytes.
+    sockets: Any = field(default_factory=lambda: tempfile.TemporaryDirectory(prefix="ssh-"), repr=False)
     output: str = ""
 
     @property
@@ -81,7 +84,7 @@ class Fleet:
             **os.environ,
             "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"),
             "ANSIBLE_COLLECTIONS_PATH": str(REPOSITORY / "build/collections"),
-            "ANSIBLE_SSH_CONTROL_PATH_DIR": str(self.place / "cp"),
+            "ANSIBLE_SSH_CONTROL_PATH_DIR": self.sockets.name,
             "XDG_CACHE_HOME": str(self.place / "cache"),
             **self.environment,
         }

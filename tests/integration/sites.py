@@ -12,6 +12,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from dataclasses import dataclass, field
@@ -136,6 +137,8 @@ class Site:
     variables: Dict[str, Any]
     environment: Dict[str, str] = field(default_factory=dict)
     output: str = ""
+    # Of its own, as every controller has; not below `place`, for the path of a socket ends after 107 bytes.
+    sockets: Any = field(default_factory=lambda: tempfile.TemporaryDirectory(prefix="ssh-"), repr=False)
 
     @property
     def root(self) -> Path:
@@ -168,7 +171,7 @@ class Site:
             **os.environ,
             "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"),
             "ANSIBLE_COLLECTIONS_PATH": str(REPOSITORY / "build/collections"),
-            "ANSIBLE_SSH_CONTROL_PATH_DIR": str(self.place / "cp"),
+            "ANSIBLE_SSH_CONTROL_PATH_DIR": self.sockets.name,
             **self.environment,
         }
 
