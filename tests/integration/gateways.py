@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional
 
+import pytest
 from ansible_collections.airgap.xinference.plugins.module_utils.gateway.definition import Gateway
 from ansible_collections.airgap.xinference.plugins.module_utils.gateway.native import Native
 from ansible_collections.airgap.xinference.plugins.module_utils.gateway.running import Done, converge, files
 from ansible_collections.airgap.xinference.plugins.plugin_utils.authority import AUTHORITY, ensure
-from conftest import give_up
 from servers import free_port
 from upstream import Upstream
 
@@ -86,7 +86,7 @@ class Site:
 def site(top: Path, **gateway: Any) -> Iterator[Site]:
     """A gateway that is put in force when told, below a directory that others may enter; it ends with the block."""
     if not (shutil.which("nginx") or Path("/usr/sbin/nginx").exists()):
-        give_up("there is no nginx (apt-get install nginx-light)")
+        pytest.skip("there is no nginx (apt-get install nginx-light)")
     top.chmod(0o755)
     made = Gateway(host="127.0.0.1", port=free_port(), names=[NAME, "127.0.0.1"], **gateway)
     runner = Native(top / "gateway", "xinference-gateway", manager="none")

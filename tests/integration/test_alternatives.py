@@ -19,7 +19,6 @@ from ansible_collections.airgap.xinference.plugins.module_utils.server import la
 from ansible_collections.airgap.xinference.plugins.module_utils.server.apply import Applied, apply, specs_from
 from ansible_collections.airgap.xinference.plugins.module_utils.server.client import ServerError
 from ansible_collections.airgap.xinference.plugins.module_utils.server.record import PREVIOUS, read
-from conftest import give_up
 from doors import run_module
 from servers import NEW, OLD, Server, running
 from test_failures import HANG, descendants
@@ -273,7 +272,7 @@ def test_a_hang_that_survives_its_cancel_is_said_to_hold_the_uid(
 ) -> None:
     """A frozen process cannot be killed, like one that waits for a dead disk; nothing else is tried in vain then."""
     if not os.access(FREEZER / "cgroup.procs", os.W_OK):
-        give_up("no freezer of cgroup v1 that this user may use")
+        pytest.skip("no freezer of cgroup v1 that this user may use")
     monkeypatch.setattr(launching, "CANCEL_LIMIT", 15.0)
     monkeypatch.setattr(launching, "UNWIND_LIMIT", 5.0)
     (tmp_path / "sitecustomize.py").write_text(HANG)
