@@ -385,7 +385,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Dict, List, Mapping, Tuple
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.airgap.xinference.plugins.module_utils._ansible import failing, hide
+from ansible_collections.airgap.xinference.plugins.module_utils._ansible import DiscreetModule, failing, hide
 from ansible_collections.airgap.xinference.plugins.module_utils.host import (
     compose,
     container_user,
@@ -468,7 +468,7 @@ LOGIN = {"username": {"type": "str"}, "password": {"type": "str", "no_log": True
 
 
 def main() -> None:
-    module = AnsibleModule(
+    module = DiscreetModule(
         argument_spec={
             "root": {"type": "path", "required": True},
             "service": {"type": "dict", "options": SERVICE},
