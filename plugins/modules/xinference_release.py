@@ -606,7 +606,7 @@ def container(module: AnsibleModule, root: Path) -> Dict[str, release.Entry]:
     docker_release.refuse_faults(server, secrets, not module.check_mode)
     if not module.check_mode:
         for directory in compose.directories(server):
-            Path(directory).mkdir(parents=True, exist_ok=True)
+            Path(directory).mkdir(mode=0o755, parents=True, exist_ok=True)
     keeper = keeper_files(module, compose.inner_endpoint(server))
     return docker_release.files(server, module.params["models"], artifacts, guard, keeper)
 
