@@ -6,11 +6,28 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import Any, Iterator, Type
+from typing import Any, Dict, Iterator, Type
 
 from ansible.module_utils.basic import AnsibleModule
 
-from .masking import secrets_in
+from .masking import masked, secrets_in
+
+
+class DiscreetModule(AnsibleModule):
+    """A module with options that are dictionaries of the user's own, in which secrets may stand; see `hide`.
+
+    Ansible writes all options into the log of the host (syslog, the journal) while a module begins.
+    """
+
+    params: Dict[str, Any]
+
+    def _log_invocation(self) -> None:
+        given = self.params
+        self.params = masked(given)
+        try:
+            super()._log_invocation()
+        finally:
+            self.params = given
 
 
 @contextmanager

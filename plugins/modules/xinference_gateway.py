@@ -193,7 +193,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.airgap.xinference.plugins.module_utils._ansible import failing
+from ansible_collections.airgap.xinference.plugins.module_utils._ansible import DiscreetModule, failing
 from ansible_collections.airgap.xinference.plugins.module_utils.gateway.container import Container
 from ansible_collections.airgap.xinference.plugins.module_utils.gateway.definition import (
     endpoints,
@@ -216,7 +216,7 @@ from ansible_collections.airgap.xinference.plugins.module_utils.host.release imp
 def main() -> None:
     strings = {"type": "list", "elements": "str", "default": []}
     keys = {"name": {"type": "str", "required": True}, "key": {"type": "str", "required": True, "no_log": True}}
-    module = AnsibleModule(
+    module = DiscreetModule(
         argument_spec={
             "root": {"type": "path", "default": "/opt/xinference"},
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},

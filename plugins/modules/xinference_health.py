@@ -207,9 +207,8 @@ requests:
 from dataclasses import asdict
 from typing import Any, Dict, Mapping, Optional
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.airgap.xinference.plugins.module_utils import alternatives
-from ansible_collections.airgap.xinference.plugins.module_utils._ansible import hide
+from ansible_collections.airgap.xinference.plugins.module_utils._ansible import DiscreetModule, hide
 from ansible_collections.airgap.xinference.plugins.module_utils._server import (
     SERVER_OPTIONS,
     SERVER_TOGETHER,
@@ -221,7 +220,7 @@ from ansible_collections.airgap.xinference.plugins.module_utils.server.record im
 
 def main() -> None:
     """Entry point."""
-    module = AnsibleModule(
+    module = DiscreetModule(
         argument_spec={
             **SERVER_OPTIONS,
             "models": {"type": "list", "elements": "dict", "default": []},

@@ -305,8 +305,7 @@ requests:
   sample: 2
 """
 
-from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.airgap.xinference.plugins.module_utils._ansible import hide
+from ansible_collections.airgap.xinference.plugins.module_utils._ansible import DiscreetModule, hide
 from ansible_collections.airgap.xinference.plugins.module_utils._server import (
     SERVER_OPTIONS,
     SERVER_TOGETHER,
@@ -323,7 +322,7 @@ from ansible_collections.airgap.xinference.plugins.module_utils.server.spec impo
 
 
 def main() -> None:
-    module = AnsibleModule(
+    module = DiscreetModule(
         argument_spec={
             "state": {"type": "str", "choices": ["present", "absent", "relaunched"], "default": "present"},
             "model_uid": {"type": "str", "required": True},

@@ -267,8 +267,7 @@ requests:
 
 from pathlib import Path
 
-from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.airgap.xinference.plugins.module_utils._ansible import hide
+from ansible_collections.airgap.xinference.plugins.module_utils._ansible import DiscreetModule, hide
 from ansible_collections.airgap.xinference.plugins.module_utils._server import (
     SERVER_OPTIONS,
     SERVER_TOGETHER,
@@ -288,7 +287,7 @@ from ansible_collections.airgap.xinference.plugins.module_utils.server.spec impo
 
 
 def main() -> None:
-    module = AnsibleModule(
+    module = DiscreetModule(
         argument_spec={
             "models": {"type": "list", "elements": "dict", "required": True},
             "server_gpus": {"type": "list", "elements": "raw", "default": [], "aliases": ["gpus"]},

@@ -119,8 +119,7 @@ requests:
   sample: 3
 """
 
-from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.airgap.xinference.plugins.module_utils._ansible import hide
+from ansible_collections.airgap.xinference.plugins.module_utils._ansible import DiscreetModule, hide
 from ansible_collections.airgap.xinference.plugins.module_utils._server import (
     SERVER_OPTIONS,
     SERVER_TOGETHER,
@@ -138,7 +137,7 @@ from ansible_collections.airgap.xinference.plugins.module_utils.server.registrat
 
 def main() -> None:
     """Entry point."""
-    module = AnsibleModule(
+    module = DiscreetModule(
         argument_spec={
             **SERVER_OPTIONS,
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},

@@ -385,7 +385,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Dict, List, Mapping, Tuple
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.airgap.xinference.plugins.module_utils._ansible import failing, hide
+from ansible_collections.airgap.xinference.plugins.module_utils._ansible import DiscreetModule, failing, hide
 from ansible_collections.airgap.xinference.plugins.module_utils.host import (
     compose,
     container_user,
@@ -468,7 +468,7 @@ LOGIN = {"username": {"type": "str"}, "password": {"type": "str", "no_log": True
 
 
 def main() -> None:
-    module = AnsibleModule(
+    module = DiscreetModule(
         argument_spec={
             "root": {"type": "path", "required": True},
             "service": {"type": "dict", "options": SERVICE},
@@ -606,7 +606,7 @@ def container(module: AnsibleModule, root: Path) -> Dict[str, release.Entry]:
     docker_release.refuse_faults(server, secrets, not module.check_mode)
     if not module.check_mode:
         for directory in compose.directories(server):
-            Path(directory).mkdir(parents=True, exist_ok=True)
+            Path(directory).mkdir(mode=0o755, parents=True, exist_ok=True)
     keeper = keeper_files(module, compose.inner_endpoint(server))
     return docker_release.files(server, module.params["models"], artifacts, guard, keeper)
 

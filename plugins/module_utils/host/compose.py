@@ -342,7 +342,7 @@ def _server(server: Server) -> Dict[str, Any]:
 def _command(server: Server) -> List[str]:
     if not server.guard:
         return list(server.command)
-    return ["/bin/sh", "-c", START, f"{GUARD}/{guarding.PROGRAM}", *server.command]
+    return ["/bin/sh", "-c", START, *guarding.command(GUARD, server.guard, server.command)]
 
 
 def _keeper(server: Server) -> Dict[str, Any]:

@@ -37,7 +37,7 @@ def files(
     guard = guarding.files({}, {}, "") if guard is None else guard
     if guarding.needed(guard):
         python, *program = service["command"]
-        service = {**service, "command": [python, str(root / "current" / guarding.PROGRAM), *program]}
+        service = {**service, "command": [python, *guarding.command(str(root / "current"), guard, program)]}
     python = shlex.quote(str(service["command"][0]))
     here = shlex.quote(str(root / "current" / "bin"))
     keep = f"exec {python} -E -s -B {here}/keeper.pyz --root {shlex.quote(str(root))}"

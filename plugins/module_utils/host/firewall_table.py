@@ -62,7 +62,8 @@ class Table:
         if not rules:
             return shown is not None or any((self.top / name).exists() for name in (*self._files(rules), LOADED))
         files = {name: self._text(name) for name in self._files(rules)}
-        return files != self._files(rules) or shown is None or shown != self._text(LOADED)
+        unlinked = UNIT in files and not (self.top / LINK).is_symlink()
+        return files != self._files(rules) or unlinked or shown is None or shown != self._text(LOADED)
 
     def load(self, rules: str) -> None:
         """Put rules in force, now and at every boot."""
@@ -127,7 +128,10 @@ def never_loaded(top: Path = Path("/")) -> bool:
 
 
 def unit(nft: str) -> str:
-    """The unit that loads the rules at boot: after whoever begins with an empty set of rules, and before any server."""
+    """The unit that loads the rules at boot: after whoever begins with an empty set of rules, and before any server.
+
+    nftables.service empties it at a restart and at a reload as well, so ours does both with it.
+    """
     return f"""# Written by airgap.xinference; change the inventory and run playbooks/firewall.yml instead.
 [Unit]
 Description=Who may reach the ports of Xinference
@@ -136,6 +140,7 @@ Wants=network-pre.target
 After=local-fs.target nftables.service firewalld.service
 Before=network-pre.target docker.service shutdown.target
 PartOf=nftables.service
+ReloadPropagatedFrom=nftables.service
 Conflicts=shutdown.target
 ConditionPathExists=/{RULES}
 
@@ -143,6 +148,7 @@ ConditionPathExists=/{RULES}
 Type=oneshot
 RemainAfterExit=yes
 ExecStart={nft} -f /{RULES}
+ExecReload={nft} -f /{RULES}
 
 [Install]
 WantedBy=multi-user.target

@@ -7,8 +7,9 @@ A server without an account belongs to whoever comes first (Xinference 3.0 to 3.
 account is made here, at every start and by the server's own code, in the process that then becomes the server. When it
 cannot be made, the process ends and nothing ever listens.
 
-Usage: guarded.py PROGRAM [ARGUMENT ...]. Part of every release; needs Python's own library and the server's packages.
-It reads two private files in the directory above its own; either may be missing:
+Usage: guarded.py [--closed] PROGRAM [ARGUMENT ...]. Part of every release; needs Python's own library and the server's
+packages. It reads two private files in the directory above its own; either may be missing, the second not with
+`--closed`, which whoever has a server started that must not run without authentication says:
 
 `server.env`: a secret variable a line, NAME=VALUE with the value as JSON.
 `accounts.json`: asks for authentication. It is the file that `--auth-config` of Xinference before 3.0 takes, whose
@@ -22,6 +23,7 @@ import base64
 import contextlib
 import importlib
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -38,6 +40,8 @@ ADVANCED = "XINFERENCE_AUTH_ADVANCED"
 GIVEN = "Given in the inventory (airgap.xinference)"
 """Description of keys that are made here, by which those are known that are given no more."""
 OWN = "--in-own-interpreter"
+CLOSED = "--closed"
+"""The files are read after the command was, and meanwhile another release may be in force, or a file be lost."""
 _SHEBANG = re.compile(r"\A#!(/\S*python[\d.]*)\s*\n|\A#!/bin/sh\n'''exec' \"?(/.*?python[\d.]*)\"? ")
 
 
@@ -166,9 +170,14 @@ def _reset(store: Any, crypto: Any, there: Mapping[str, Any], password: str) -> 
     return f"Reset the administrator {there['username']}: {', '.join(done)}" if done else ""
 
 
-def close(place: Path, command: List[str]) -> List[str]:
-    """Put authentication in force where it is asked for; returns the command with what it needs for that."""
+def close(place: Path, command: List[str], needed: bool = False) -> List[str]:
+    """Put authentication in force where it is asked for; returns the command with what it needs for that.
+
+    Raises Closed when it is `needed` and nothing asks for it.
+    """
     wanted = accounts(place)
+    if not wanted and needed:
+        raise Closed(f"there is no {place / ACCOUNTS}, and this server is to have authentication")
     if not wanted:
         return command
     spec = importlib.util.find_spec("xinference")
@@ -200,17 +209,17 @@ def interpreter(program: str) -> str:
 def main(arguments: List[str]) -> None:
     """Become the program, or raise Closed."""
     place = Path(os.path.abspath(__file__)).parent.parent  # noqa: PTH100
-    settled = arguments[:1] == [OWN]
-    command = arguments[1:] if settled else arguments
+    told = list(itertools.takewhile((OWN, CLOSED).__contains__, arguments))
+    command = arguments[len(told) :]
     program = shutil.which(command[0])
     if not program:
         raise Closed(f"there is no program {command[0]}")
     python = interpreter(program)
-    if python and python != sys.executable and not settled:
-        os.execv(python, [python, __file__, OWN, *command])
+    if python and python != sys.executable and OWN not in told:
+        os.execv(python, [python, __file__, OWN, *arguments])
     # Before anything of the server is imported: much of it reads its variables then.
     os.environ.update(secrets(place))
-    command = close(place, command)
+    command = close(place, command, CLOSED in told)
     sys.argv = [program, *command[1:]]
     sys.path.pop(0)
     runpy.run_path(program, run_name="__main__")

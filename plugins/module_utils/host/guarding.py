@@ -12,7 +12,7 @@ import os
 import re
 import secrets as random
 from pathlib import Path
-from typing import Any, Dict, Mapping
+from typing import Any, Container, Dict, Iterable, List, Mapping
 
 from . import guarded
 from .release import Entry
@@ -55,6 +55,11 @@ def files(secrets: Mapping[str, str], accounts: Mapping[str, Any], seed: str, sh
 def needed(release: Mapping[str, Any]) -> bool:
     """Whether a server of this release has to be started through `guarded`."""
     return guarded.SECRETS in release or guarded.ACCOUNTS in release
+
+
+def command(place: str, names: Container[str], program: Iterable[str]) -> List[str]:
+    """The program of a server, started through `guarded` of the release in `place`, which has files of these names."""
+    return [f"{place}/{PROGRAM}", *([guarded.CLOSED] if guarded.ACCOUNTS in names else []), *program]
 
 
 def mark(found: Mapping[str, Entry], seed: str) -> str:

@@ -367,7 +367,8 @@ def locked(root: Path) -> Iterator[None]:
         yield
         return
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        root.mkdir(mode=0o755, parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o755, exist_ok=True)
         # Read-only will do, so that root and the owner can both use the file whoever made it.
         lock = os.open(str(path), os.O_RDONLY | os.O_CREAT, 0o644)
     except OSError as error:

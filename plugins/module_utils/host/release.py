@@ -98,7 +98,8 @@ def make(root: Path, files: Files, group: Optional[int] = None) -> bool:
     if whole(root, files, group):
         return False
     directory = root / RELEASES / identity(files)
-    directory.parent.mkdir(parents=True, exist_ok=True)
+    root.mkdir(mode=0o755, parents=True, exist_ok=True)  # Nobody else writes in there, whatever the umask is.
+    directory.parent.mkdir(mode=0o755, exist_ok=True)
     if group is not None:
         os.chown(str(directory.parent), -1, group)
     _clear(directory.parent)

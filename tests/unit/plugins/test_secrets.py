@@ -1,7 +1,7 @@
 # Copyright: airgap.xinference engineers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""No secret of an inventory in what a module prints, where `-vvv` shows its invocation."""
+"""No secret of an inventory in what a module prints, where `-vvv` shows its invocation, nor in the log of its host."""
 
 from __future__ import annotations
 
@@ -14,6 +14,12 @@ from typing import Any
 import pytest
 
 SECRET = "s3cretOfTheSite"
+# The log of the host is printed, too.
+RUN = """
+import runpy, sys, syslog
+syslog.syslog = lambda level, text: print("logged:", text, file=sys.stderr)
+runpy.run_module("ansible_collections.airgap.xinference.plugins.modules." + sys.argv.pop(), run_name="__main__")
+"""
 MODEL = {"model_uid": "m", "envs": {"hf_token": SECRET}, "options": {"Auth": [{"pin": SECRET}]}}
 SERVICE = {
     "name": "x",
@@ -25,7 +31,8 @@ SERVICE = {
     "port": 9997,
     "stop_timeout": 3,
 }
-ACCOUNTS = {"username": "root", "password": SECRET, "api_keys": [{"name": "rag", "key": SECRET}]}
+OTHER = "an0therSecret"
+ACCOUNTS = {"username": "root", "password": f"it's \\ {OTHER}", "api_keys": [{"name": "rag", "key": SECRET}]}
 
 
 @pytest.mark.parametrize(
@@ -52,7 +59,7 @@ def test_no_secret_in_the_output(module, options, tmp_path):
     else:
         arguments["endpoint"] = "http://127.0.0.1:1"
     ran = subprocess.run(
-        [sys.executable, "-m", f"ansible_collections.airgap.xinference.plugins.modules.{module}"],
+        [sys.executable, "-c", RUN, module],
         input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}),
         capture_output=True,
         text=True,
@@ -60,5 +67,7 @@ def test_no_secret_in_the_output(module, options, tmp_path):
         check=False,
     )
     result = json.loads(ran.stdout)
+    assert "logged: Invoked with" in ran.stderr
     assert "invocation" in result and SECRET not in ran.stdout + ran.stderr
+    assert OTHER not in ran.stdout + ran.stderr
     assert module != "xinference_release" or "/opt/x/home" in json.dumps(result["diff"])

@@ -135,7 +135,7 @@ def test_secrets_are_mounted_and_not_in_the_environment_that_the_engine_shows() 
     mounted = {one["source"]: one for one in made["volumes"] if one["target"].startswith(compose.GUARD)}
     assert list(mounted) == [f"/opt/xinference/current/{name}" for name in guarding.FILES]
     assert all(one["read_only"] for one in mounted.values())
-    assert made["command"][3:5] == ["/etc/airgap/bin/guarded.py", "xinference-local"]
+    assert made["command"][3:6] == ["/etc/airgap/bin/guarded.py", "--closed", "xinference-local"]
     assert service(CPU)["command"][0] == "xinference-local"
 
 

@@ -106,6 +106,9 @@ def test_rules_are_in_force_now_and_after_a_boot(tmp_path: Path, state: Path) ->
     unit = (tmp_path / UNIT).read_text()
     assert f"ExecStart={tmp_path}/bin/nft -f /etc/airgap-xinference/firewall.nft" in unit
     assert "Before=network-pre.target docker.service" in unit and "After=local-fs.target nftables.service" in unit
+    # nftables.service empties the whole set of rules whenever it is restarted or reloaded.
+    assert "PartOf=nftables.service\nReloadPropagatedFrom=nftables.service\n" in unit
+    assert f"ExecReload={tmp_path}/bin/nft -f /etc/airgap-xinference/firewall.nft" in unit
     assert (tmp_path / LINK).resolve() == (tmp_path / UNIT).resolve()
     assert not table.differs(rules) and not never_loaded(tmp_path)
     assert table.differs(firewall.rules([PEERS]))
@@ -119,6 +122,15 @@ def test_rules_that_were_changed_or_lost_are_seen(tmp_path: Path, state: Path, l
     assert table.differs(rules)
     (tmp_path / lost).unlink()
     assert table.differs(rules)
+
+
+def test_rules_that_no_boot_would_load_any_more_are_seen(tmp_path: Path, state: Path) -> None:
+    table, rules = Table(tmp_path), firewall.rules([SERVER])
+    table.load(rules)
+    (tmp_path / LINK).unlink()  # as `systemctl disable` does
+    assert table.differs(rules)
+    table.load(rules)
+    assert (tmp_path / LINK).is_symlink() and not table.differs(rules)
 
 
 def test_rules_go_without_a_trace(tmp_path: Path, state: Path) -> None:

@@ -262,7 +262,8 @@ def test_a_native_release_starts_through_it_where_there_is_something_to_guard(tm
     guard = guarding.files({"A_WORD": "verysecret-3"}, ADMIN, "seed")
     files = definition.files(tmp_path, service, [], {}, (), None, guard)
     program = str(tmp_path / "current/bin/guarded.py")
-    assert json.loads(files["service.json"].text)["command"] == ["/v/bin/python", program, "/v/bin/serve"]
+    command = ["/v/bin/python", program, "--closed", "/v/bin/serve"]
+    assert json.loads(files["service.json"].text)["command"] == command
     holders = [name for name, entry in files.items() if "verysecret" in entry.text]
     assert sorted(holders) == ["accounts.json", "server.env"]
     assert all(files[name].mode == 0o400 for name in holders)
@@ -285,6 +286,22 @@ def test_the_runner_of_a_release_starts_the_server_through_it(tmp_path: Path) ->
     arguments, environment = json.loads(done.stdout.splitlines()[0])
     assert arguments == ["--port", "1"] and environment["A_WORD"] == "verysecret-3"
     assert environment[native_run.MARK] == str(tmp_path)
+
+
+def test_a_server_that_is_to_be_closed_does_not_start_from_a_release_without_accounts(tmp_path: Path) -> None:
+    # It was being started from one release, and another one, without authentication, was put in force meanwhile.
+    program = tmp_path / "serve"
+    program.write_text(PROGRAM)
+    program.chmod(0o755)
+    service = {"command": [sys.executable, str(program), "--host", "0.0.0.0"], "environment": {}}
+    closed = definition.files(tmp_path, service, [], {}, (), None, guarding.files({}, ADMIN, "seed"))
+    later = definition.files(tmp_path, service, [], {}, (), None, guarding.files({}, {}, "seed"))
+    release.make(tmp_path, later)
+    release.switch(tmp_path, release.identity(later))
+    command = json.loads(closed["service.json"].text)["command"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    assert done.returncode == 1 and b"--host" not in done.stdout
+    assert b"not started, as it would not be closed: there is no " in done.stdout
 
 
 def test_a_difference_shows_no_secret() -> None:

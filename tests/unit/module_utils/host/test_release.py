@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import time
 from pathlib import Path
 
 import pytest
-from ansible_collections.airgap.xinference.plugins.module_utils.host import definition, release
+from ansible_collections.airgap.xinference.plugins.module_utils.host import definition, native_ctl, release
 from ansible_collections.airgap.xinference.plugins.module_utils.host.release import Entry
 from ansible_collections.airgap.xinference.plugins.module_utils.host.yaml_text import yaml_text
 
@@ -81,6 +82,19 @@ def test_only_the_owner_reads_what_may_hold_secrets(tmp_path: Path) -> None:
     directory = tmp_path / "releases" / release.identity(files)
     for name in ("service.json", "models.json"):
         assert stat.S_IMODE((directory / name).stat().st_mode) == 0o400
+
+
+def test_nobody_else_may_put_another_release_in_force_whatever_the_umask_is(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        for root in (tmp_path / "gateway", tmp_path / "opt"):
+            with native_ctl.locked(tmp_path / "opt"):
+                release.make(root, {"bin/a": Entry("b")})
+            release.switch(root, release.identity({"bin/a": Entry("b")}))
+    finally:
+        os.umask(before)
+    written = [path for path in tmp_path.rglob("*") if not path.is_symlink()]
+    assert [path for path in written if stat.S_IMODE(path.stat().st_mode) & 0o022] == []
 
 
 def test_a_release_that_was_tampered_with_is_written_again(tmp_path: Path) -> None:
