@@ -25,8 +25,8 @@ PRIVATE = 0o400
 SHARED = 0o440
 SEED = "state/seed"
 SALT = "XINFERENCE_SITE_SALT"
-"""Variable that a file of secrets has besides them. Others see ids and digests of a release, which are hashes of its files;
-with it nobody can try short secrets until one fits."""
+"""Variable that a file of secrets has besides them. Others see ids and digests of a release, which are hashes of its
+files; with it nobody can try short secrets until one fits."""
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\Z")
 READING = ["models:list", "models:read"]
 """What a client may do on a server that gets its accounts from a file."""
