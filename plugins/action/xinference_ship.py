@@ -280,7 +280,8 @@ class _Job:
         }
         if self.reread:
             result["changed"] = result["changed"] or bool(self.reread.made)
-            result["msg"] = "; ".join([told(self.reread, self.artifacts, True), *([result["msg"]] * total.changed)])
+            reread = told(self.reread, self.artifacts, not self.action._task.check_mode)
+            result["msg"] = "; ".join([reread, *([result["msg"]] * total.changed)])
         if total.changed or self.reread:
             self.say(result["msg"])
         result["skipped_bytes"] = max(0, result["skipped_bytes"] - total.from_peers_bytes)
@@ -326,6 +327,7 @@ class _Job:
                 "read_bytes": self.reread.read_bytes,
                 "seconds": round(self.reread.seconds, 2),
                 "damaged": rows(self.reread, self.artifacts),
+                "faults": self.reread.faults,
                 "made": list(dict.fromkeys([*self.reread.made, *made])),
             }
         }

@@ -42,8 +42,8 @@ options:
     default: ['models:list', 'models:read']
   reset:
     description:
-      - Give an account that is there O(new_password), which ends its sessions. The server cannot tell whether it has
-        that password already, so this always is a change.
+      - Give an account that is there O(new_password), which ends its sessions. Whether it has that password already is
+        found out by one login, which a run in check mode makes as well; then nothing changes.
     type: bool
     default: false
 extends_documentation_fragment:
@@ -56,8 +56,7 @@ attributes:
     support: full
     details: Passwords are left out.
   idempotent:
-    support: partial
-    details: With O(reset) every run changes the password.
+    support: full
 seealso:
   - module: airgap.xinference.xinference_api_key
 """
@@ -106,6 +105,7 @@ from ansible_collections.airgap.xinference.plugins.module_utils._server import (
 from ansible_collections.airgap.xinference.plugins.module_utils.server.accounts import (
     AccountProblem,
     apply,
+    other_password,
     password_problem,
     plan,
 )
@@ -134,7 +134,9 @@ def main() -> None:
         module.fail_json(msg=f"Nothing was changed: {password_problem(password)}.")
     with talking(module, ServerError, KeyProblem, AccountProblem):
         check(client)
-        todo = plan(client.users(), options["name"], options["state"], options["permissions"], options["reset"])
+        users, present = client.users(), options["state"] == "present"
+        reset = present and options["reset"] and other_password(client, users, options["name"], password)
+        todo = plan(users, options["name"], options["state"], options["permissions"], reset)
         if todo.action == "create" and not password:
             raise AccountProblem(f"The account {todo.name} is to be made and needs new_password.")
         if todo.changed and not module.check_mode:

@@ -31,7 +31,7 @@ options:
         type: str
         required: true
       port:
-        description: The TCP port. It cannot be 22.
+        description: The TCP port. It cannot be one of SSH, see O(ssh_port).
         type: int
         required: true
       clients:
@@ -41,6 +41,12 @@ options:
         type: list
         elements: str
         default: []
+  ssh_port:
+    description:
+      - The port through which the host is managed, which no service may have, because the rules would lock people out.
+        Port 22 and that of the SSH session that the module runs in cannot be a service's either.
+    type: int
+    default: 22
   state:
     description: Whether the table is to be there.
     type: str
@@ -79,11 +85,12 @@ rules:
   type: str
 """
 
+import platform
 from typing import Any, Dict
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.airgap.xinference.plugins.module_utils._ansible import failing
-from ansible_collections.airgap.xinference.plugins.module_utils.host import firewall
+from ansible_collections.airgap.xinference.plugins.module_utils.host import firewall, ssh_session
 from ansible_collections.airgap.xinference.plugins.module_utils.host.firewall_table import (
     FirewallError,
     Table,
@@ -101,6 +108,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "services": {"type": "list", "elements": "dict", "default": [], "options": SERVICE},
+            "ssh_port": {"type": "int", "default": 22},
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
         },
         supports_check_mode=True,
@@ -108,7 +116,8 @@ def main() -> None:
     services = module.params["services"]
     wanted = module.params["state"] == "present" and bool(services)
     with failing(module, FirewallError, OSError):
-        refused = firewall.faults(services)
+        managed = {module.params["ssh_port"], *ssh_session.ports()}
+        refused = firewall.faults(services, managed, platform.node()) if wanted else []
         if refused:
             raise FirewallError(f"Nothing was changed. xinference_firewall: {'; '.join(refused)}.")
         rules = firewall.rules(services) if wanted else ""

@@ -551,7 +551,7 @@ def texts(variables: Mapping[str, Any]) -> Dict[str, str]:
 
 
 def seed(module: AnsibleModule, root: Path) -> str:
-    """The seed of the host; check mode makes none."""
+    """The seed of the host; check mode keeps none that it makes."""
     return guarding.seed(root, not module.check_mode)
 
 
@@ -586,7 +586,8 @@ def container(module: AnsibleModule, root: Path) -> Dict[str, release.Entry]:
     user = container_user.user_of(wanted["user"], info)
     written = compose.written(PurePosixPath(root), wanted["home"])
     environment, secrets = docker_release.environment_of(wanted, source, module.params["secrets"])
-    guard = guarding.files(secrets, module.params["accounts"] or {}, seed(module, root), bool(user))
+    own = seed(module, root)
+    guard = guarding.files(secrets, module.params["accounts"] or {}, own, bool(user))
     server = docker_release.server_from(
         wanted,
         root,
@@ -599,7 +600,7 @@ def container(module: AnsibleModule, root: Path) -> Dict[str, release.Entry]:
         gpu_driver(info) if wanted["gpus"] else "nvidia",
         docker_release.keeper_user(root, info) if module.params["keeper"] is not None else ("", ""),
         guard,
-        seed(module, root),
+        own,
         (user, container_user.capabilities(user, written, info)),
     )
     docker_release.refuse_strangers(docker, root, wanted["project"])

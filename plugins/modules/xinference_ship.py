@@ -263,6 +263,10 @@ deep:
       description: What was damaged; its C(digest), the C(files) that it is, and C(why) it was removed.
       type: list
       elements: dict
+    faults:
+      description: Files of directories that were others than they should be, some of them, and how.
+      type: list
+      elements: str
     made:
       description: Directories that were made again, or got new files.
       type: list

@@ -150,6 +150,12 @@ made:
   type: list
   elements: str
   sample: ["/opt/xinference/models/bge-m3/6a1e2b0f7c5d"]
+faults:
+  description: Files of directories that O(deep) found to be others than they should be, some of them, and how.
+  returned: success
+  type: list
+  elements: str
+  sample: ["models/bge-m3: config.json is missing"]
 artifacts:
   description: The content of C(<root>/state/artifacts.json), empty while blobs are missing.
   returned: success
@@ -269,6 +275,7 @@ def main() -> None:
             partial=answer.partial,
             damaged=answer.damaged,
             made=answer.paths,
+            faults=list(answer.faults),
             artifacts=answer.artifacts,
             hashed_bytes=store.hashed_bytes,
             given_bytes=answer.given_bytes,

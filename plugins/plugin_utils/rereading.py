@@ -25,7 +25,7 @@ SHOWN = 5
 class Reread:
     """What a host read again: files and bytes, what was damaged (reasons by digest, and sizes of what is missing now).
 
-    `made` are directories that were made again because something in them was damaged.
+    `made` are directories that were made again because something in them was damaged, `faults` files of those.
     """
 
     files: int = 0
@@ -35,6 +35,7 @@ class Reread:
     damaged: dict[str, str] = field(default_factory=dict)
     missing: dict[str, int] = field(default_factory=dict)
     made: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
 
     def add(self, other: Reread) -> None:
         """Count another pass over the same blobs, which were partly not known in the one before."""
@@ -44,6 +45,7 @@ class Reread:
         self.damaged.update(other.damaged)
         self.missing.update(other.missing)
         self.made = list(dict.fromkeys([*self.made, *other.made]))
+        self.faults = list(dict.fromkeys([*self.faults, *other.faults]))
 
 
 def read_again(
@@ -64,7 +66,8 @@ def read_again(
         found.missing.update(
             {digest: size for digest, size in answer["missing"].items() if digest in answer["damaged"]}
         )
-        found.made += answer["made"]
+        found.made = list(dict.fromkeys([*found.made, *answer["made"]]))
+        found.faults = list(dict.fromkeys([*found.faults, *answer["faults"]]))
         if progress is None:
             progress = Progress(f"{label}: verifying", part["of_bytes"], say)
         progress.total = part["of_bytes"]
@@ -101,11 +104,19 @@ def told(found: Reread, artifacts: list[Artifact], repaired: bool) -> str:
     if not found.damaged and not found.made:
         return f"{line}nothing is damaged"
     names = [name for row in rows(found, artifacts) for name in row["files"] or [row["digest"]]]
-    shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-    count = f"{len(found.damaged)} damaged blobs ({shown})" if names else f"damaged files in {', '.join(found.made)}"
+    counts = [f"{len(found.damaged)} damaged blobs ({_some(names)})"] if names else []
+    if found.faults:
+        counts.append(f"changed files ({_some(found.faults)})")
+    elif not names:
+        counts.append(f"damaged files in {', '.join(found.made)}")
+    count = " and ".join(counts)
     if not repaired:
-        return f"{line}{count} would be removed and sent anew"
+        return f"{line}{count} would be {'removed and sent anew' if names else 'replaced'}"
     return (
         f"{line}{count} were replaced. A server that has an old file open keeps it until it is started again "
         "(playbooks/stop.yml, then site.yml)"
     )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

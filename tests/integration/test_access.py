@@ -175,15 +175,21 @@ def test_accounts_are_made_changed_and_removed_and_the_last_administrator_stays(
 ) -> None:
     server, _report = closed
 
-    def ask(**options: Any) -> dict[str, Any]:
-        return run_module("xinference_account", {"endpoint": server.endpoint, **ADMIN, **options})[0]
+    def ask(check: bool = False, **options: Any) -> dict[str, Any]:
+        return run_module("xinference_account", {"endpoint": server.endpoint, **ADMIN, **options}, check)[0]
 
     assert "needs new_password" in ask(name="viewer")["msg"]
     assert "8 characters" in ask(name="viewer", new_password="short")["msg"]
     assert ask(name="viewer", new_password="first-word-4")["action"] == "create"
     assert ask(name="viewer", new_password="first-word-4")["changed"] is False
     assert ask(name="viewer", permissions=["models:list"])["changes"] == ["permissions"]
-    assert ask(name="viewer", permissions=["models:list"], new_password="second-word-5", reset=True)["changed"]
+    second = {"name": "viewer", "permissions": ["models:list"], "new_password": "second-word-5", "reset": True}
+    assert ask(check=True, **second)["changes"] == ["password"] == ask(**second)["changes"]
+    again = ask(**second)
+    assert again["changed"] is False and again["diff"]["before"] == again["diff"]["after"]
+    # Wrong ones are tried once each, in a row of runs that bans nobody.
+    for word in ("third-word-6", "fourth-word-7", "second-word-5"):
+        assert ask(**{**second, "new_password": word})["changed"]
     assert server.client(username="viewer", password="second-word-5").models() == {}
     for wanted in ({"state": "absent"}, {"permissions": ["models:list"]}):
         assert "last administrator" in ask(name=ADMIN["username"], **wanted)["msg"]

@@ -15,6 +15,7 @@ import json
 import os
 import stat
 import zlib
+from itertools import islice
 from typing import Any, Iterable, Iterator, NamedTuple
 
 from .deep import Deep, Reread, files, read_again
@@ -23,9 +24,11 @@ from .documents import shown
 from .library import distrust_library, library_is_right, library_is_sound, library_path
 from .manifest import MAX_MANIFEST, Artifact, Blob, name_problem, split_reference
 from .store import Store, StoreError, room_for
-from .trees import LIBRARIES, catalogue, outdated, read_artifact, refresh
+from .trees import LIBRARIES, TREE_KINDS, catalogue, faults, outdated, read_artifact, refresh, tree_path
 
 SMALL_FILES = 1024 * 1024
+NAMED = 20
+"""Files that are named where some are not as they should be."""
 ARRIVING = "arriving.json"
 """In the state directory: kind, name and digest of what is being shipped, until all of it is there."""
 
@@ -50,7 +53,8 @@ class Answer(NamedTuple):
 
     `missing` and `partial` are sizes by digest, `damaged` reasons by digest, `paths` what was made (or would be) below
     the root, `artifacts` the content of artifacts.json when nothing is missing. `given_bytes` are those of manifests
-    that came with the question and were lacking.
+    that came with the question and were lacking. `faults` are files of directories, some of those that a deep
+    verification found to be others than they should be.
     """
 
     changed: bool
@@ -61,6 +65,7 @@ class Answer(NamedTuple):
     artifacts: dict[str, Any]
     reread: Reread | None = None
     given_bytes: int = 0
+    faults: tuple[str, ...] = ()
 
 
 def packed(manifest: bytes) -> str:
@@ -93,7 +98,9 @@ def keep(store: Store, wanted: Iterable[Wanted], owner: int | None = None, deep:
         missing = {**manifests.missing, **blobs.missing}
         damaged = {**manifests.damaged, **blobs.damaged}
         paths: list[str] = []
+        wrong: tuple[str, ...] = ()
         if not missing:
+            wrong = tuple(islice(_faults(store, artifacts), NAMED)) if deep else ()
             doubted = _doubt_library(store, artifacts) if reread and not reread.after else []
             paths = outdated(store, artifacts) + doubted if store.dry_run else refresh(store, artifacts)
         elif not store.dry_run:
@@ -108,7 +115,15 @@ def keep(store: Store, wanted: Iterable[Wanted], owner: int | None = None, deep:
             artifacts={} if missing else catalogue(store, _in_order(artifacts)),
             reread=reread,
             given_bytes=given,
+            faults=wrong,
         )
+
+
+def _faults(store: Store, artifacts: list[Artifact]) -> Iterator[str]:
+    """Files of directories that are there and are not as they should be."""
+    for artifact in artifacts:
+        if artifact.kind in TREE_KINDS and tree_path(store, artifact).is_dir():
+            yield from (f"{artifact.reference}: {fault}" for fault in faults(store, artifact))
 
 
 def _put_manifests(store: Store, wanted: list[Wanted]) -> int:

@@ -24,7 +24,7 @@ import os
 import shutil
 import stat
 from pathlib import Path
-from typing import Any, Iterable
+from typing import Any, Iterable, Iterator
 
 from .digest import PRIVATE, write_atomically
 from .documents import DocumentError, parse, read_small
@@ -135,21 +135,49 @@ def _find(artifacts: Iterable[Artifact], kind: str, name: str) -> Artifact | Non
     return next((entry for entry in artifacts if (entry.kind, entry.name) == (kind, name)), None)
 
 
-def _tree_is_right(store: Store, artifact: Artifact) -> bool:
-    """True when the files of the artifact and no other are there, each its blob by name or by a stamp of its own."""
+def faults(store: Store, artifact: Artifact) -> Iterator[str]:
+    """What is wrong with the directory of an artifact, file by file; nothing when it has its files and no others.
+
+    A file is right when it is its blob by name, or by a stamp of its own.
+    """
     # Names are put together as text: there may be tens of thousands, and this is asked in every run.
     root, blobs = str(tree_path(store, artifact)), str(store.blobs)
+    if not Path(root).is_dir():
+        yield "the directory is missing"
+        return
     for file in artifact.files:
         path = f"{root}/{file.path}"
         try:
-            status, blob = os.lstat(path), os.lstat(f"{blobs}/{file.digest[len('sha256:') :]}")
+            status = os.lstat(path)
         except OSError:
-            return False
+            yield f"{file.path} is missing"
+            continue
         if not stat.S_ISREG(status.st_mode):
-            return False
-        if not os.path.samestat(status, blob) and store.stamps.vouches(path) != file.digest:
-            return False
-    return Path(root).is_dir() and _names(root) <= {file.path for file in artifact.files}
+            yield f"{file.path} is no file"
+        elif not _is_blob(status, f"{blobs}/{file.digest[len('sha256:') :]}"):
+            known = store.stamps.vouches(path)
+            if known != file.digest:
+                yield f"{file.path} {_other(status.st_size, file.size, bool(known))}"
+    ours = {file.path for file in artifact.files}
+    yield from (f"{name} does not belong to it" for name in sorted(_names(root) - ours))
+
+
+def _is_blob(status: os.stat_result, blob: str) -> bool:
+    try:
+        return os.path.samestat(status, os.lstat(blob))
+    except OSError:
+        return False
+
+
+def _other(size: int, wanted: int, read: bool) -> str:
+    """How a file differs from its blob; `read` says whether anybody has read it as it is."""
+    if size != wanted:
+        return f"has {size} bytes instead of {wanted}"
+    return "has other content" if read else "was replaced"
+
+
+def _tree_is_right(store: Store, artifact: Artifact) -> bool:
+    return next(faults(store, artifact), None) is None
 
 
 def is_link_of(path: Path, blob: Path) -> bool:

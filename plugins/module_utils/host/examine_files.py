@@ -14,13 +14,15 @@ import os
 import re
 import stat
 import time
+from itertools import islice
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
 
 from ..bundle.deep import Deep, File, files, read_again
+from ..bundle.library import library_is_right, library_path
 from ..bundle.manifest import Artifact
 from ..bundle.store import Store, StoreError
-from ..bundle.trees import LIBRARIES, TREE_KINDS, outdated, read_artifact, tree_path
+from ..bundle.trees import LIBRARIES, TREE_KINDS, faults, read_artifact
 from . import release, system_facts
 from .deployed import Deployed
 from .facts import user_name
@@ -75,7 +77,7 @@ def integrity(root: Path, seen: Deployed, deep: bool, seconds: float) -> Dict[st
     """Whether the release and what was shipped for it are as they were made.
 
     `release` says what is wrong with it, `dangling` whether the link in force leads nowhere. `missing` and `damaged`
-    name blobs with the files they are; `trees` are directories that are not made of their blobs, `venv` an environment
+    name blobs with the files they are; `trees` are files of directories that are not those blobs, `venv` an environment
     that is not whole. Files without a stamp, with `deep` all, are read for `seconds` (0: to the end); `unread_bytes` is
     what is left.
     """
@@ -141,9 +143,10 @@ def _artifacts(store: Store, listed: Mapping[str, Any], deep: bool, seconds: flo
     found["unread_bytes"] = sum(sizes[digest] for digest in left)
     broken = bad | left | (set(sizes) - there)
     whole = [one for one in artifacts if not broken & {blob.digest for blob in one.blobs}]
-    own = {str(tree_path(store, one)) for one in whole}
-    library = {str(store.root / "lib" / one.digest[7:19]) for one in whole if (one.kind, one.name) == LIBRARIES}
-    found["trees"] = sorted(set(outdated(store, whole)) & (own | library))
+    for one in whole:
+        found["trees"] += [f"{one.reference}: {fault}" for fault in islice(faults(store, one), TOLD)]
+        if (one.kind, one.name) == LIBRARIES and not library_is_right(store, one):
+            found["trees"].append(str(library_path(store, one)))
 
 
 def _unread(wanted: List[File], done: int) -> set:

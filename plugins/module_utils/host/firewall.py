@@ -12,15 +12,18 @@ containers and native servers alike.
 from __future__ import annotations
 
 import ipaddress
-from typing import Any, Dict, Iterator, List, Mapping, Sequence
+from typing import Any, Collection, Dict, Iterator, List, Mapping, Sequence
 
 TABLE = "airgap_xinference"
 PRIORITY = -110
 HEADER = "# Written by airgap.xinference; change the inventory and run playbooks/firewall.yml instead.\n"
 
 
-def faults(services: Sequence[Mapping[str, Any]]) -> List[str]:
-    """What of the inventory is no port or no address. A service is `name`, `port` and `clients`."""
+def faults(services: Sequence[Mapping[str, Any]], ssh: Collection[int] = (), host: str = "this host") -> List[str]:
+    """What of the inventory is no port or no address, or would lock people out of the host.
+
+    A service is `name`, `port` and `clients`. `ssh` are ports through which `host` is managed, besides 22.
+    """
     found = []
     ports: Dict[int, str] = {}
     for service in services:
@@ -29,8 +32,11 @@ def faults(services: Sequence[Mapping[str, Any]]) -> List[str]:
             found.append(f"the service {name!r} must be named with letters, digits, - and _")
         if not 0 < port < 65536:
             found.append(f"the port of {name} is {port} and must be from 1 to 65535")
-        elif port == 22:
-            found.append(f"the port of {name} is that of SSH, through which the host is managed")
+        elif port in (22, *ssh):
+            found.append(
+                f"the port of {name} is {port}, and that is the one of SSH, through which {host} is managed: whoever "
+                f"is no client of {name} would be locked out. Give {name} another port"
+            )
         elif port in ports:
             found.append(f"{name} and {ports[port]} have the same port, {port}")
         ports[port] = name

@@ -24,6 +24,9 @@ PUBLIC = 0o444
 PRIVATE = 0o400
 SHARED = 0o440
 SEED = "state/seed"
+SALT = "XINFERENCE_SITE_SALT"
+"""Variable that a file of secrets has besides them. Others see ids and digests of a release, which are hashes of its
+files; with it nobody can try short secrets until one fits."""
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\Z")
 READING = ["models:list", "models:read"]
 """What a client may do on a server that gets its accounts from a file."""
@@ -44,6 +47,8 @@ def files(secrets: Mapping[str, str], accounts: Mapping[str, Any], seed: str, sh
         )
     private = SHARED if shared else PRIVATE
     found = {PROGRAM: Entry(str(guarded.__loader__.get_source(guarded.__name__)), PUBLIC)}  # type: ignore[union-attr]
+    if secrets and not accounts:  # The accounts have a key of this host's own in them, which does the same.
+        secrets = {**secrets, SALT: derived(seed, "secrets")}
     if secrets:
         lines = (f"{name}={json.dumps(value)}\n" for name, value in sorted(secrets.items()))
         found[guarded.SECRETS] = Entry("".join(lines), private)
@@ -74,11 +79,11 @@ def derived(seed: str, purpose: str) -> str:
 
 
 def seed(root: Path, make: bool = True) -> str:
-    """The seed of a host, made when it is not there; empty without one when `make` is not set."""
+    """The seed of a host, made when it is not there; when `make` is not set, one like it that is not kept."""
     path = root / SEED
     if not path.exists():
         if not make:
-            return ""
+            return random.token_hex(32)
         path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_name(f".seed-{os.getpid()}")
         handle = os.open(str(new), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

@@ -6,6 +6,8 @@
 The order makes a kill harmless anywhere. First everything new is written beside its place, and everything old is
 copied aside; then a mark says that files are being exchanged; then each is exchanged by a rename; then the mark says
 that it is done. Before the mark nothing has changed. After it the same restore goes on, and what is aside stays.
+
+The home belongs to the server's user, of whom a process may be left. So nothing is written there by its path (`held`).
 """
 
 from __future__ import annotations
@@ -21,9 +23,11 @@ from pathlib import Path
 from typing import Dict, Iterator, List, Mapping, Optional, Tuple
 
 from ..server.spec import fingerprint
+from . import held
 from .backends import backend_in_force
 from .backup import HISTORY, LAUNCHED, BackupError, Index, is_database, moved
 from .backup_take import accounts, belonging, scratch, server_version, snapshot
+from .held import private
 from .native_ctl import locked
 from .release import current
 from .restore import Mark, Plan, Standing
@@ -67,21 +71,21 @@ def place(root: Path, home: Path, index: Index, contents: Mapping[str, bytes], p
     with locked(root):
         _refuse_open([path for name, path in targets.items() if is_database(name)])
         state = root / "state"
-        with scratch(home, _STAGE) as in_home, scratch(state, _STAGE) as in_state, scratch(state, _KEEPING) as keeping:
+        with private(home, _STAGE) as in_home, private(state, _STAGE) as in_state, scratch(state, _KEEPING) as keeping:
             staged = {}
             for number, name in enumerate(sorted(targets)):
-                beside = in_home if name.startswith("home/") else in_state
-                staged[name] = beside / str(number)
-                _write(staged[name], adapted(name, contents[name], places), targets[name])
+                content = adapted(name, contents[name], places)
                 if name == HISTORY:
-                    _move_history(staged[name], places)
+                    content = _history(content, places, keeping)
+                staged[name] = (str(number), in_home if name.startswith("home/") else in_state)
+                _write(*staged[name], content, targets[name])
             mark = read_mark(home)
             if mark is None or mark.identity != index.identity or mark.done:
                 aside = keep_aside(keeping, {name: path for name, path in targets.items() if path.is_file()}, when)
                 mark = Mark(index.identity, index.host, index.time, False, aside)
                 _note(home, mark)
             for name, path in targets.items():
-                _exchange(staged[name], path)
+                _exchange(*staged[name], home if name.startswith("home/") else state, path)
         mark = Mark(**{**asdict(mark), "done": True})
         _note(home, mark)
     return mark
@@ -148,8 +152,21 @@ def adapted(name: str, content: bytes, places: Mapping[str, str]) -> bytes:
     return (json.dumps(told, indent=1) + "\n").encode("utf-8")
 
 
+def _history(content: bytes, places: Mapping[str, str], place: Path) -> bytes:
+    """What the server remembers of launches, for directories of these names; `place` is for what lies about meanwhile.
+
+    Paths of models stand in it in JSON, those of programs as text.
+    """
+    path = place / "history.db"
+    try:
+        path.write_bytes(content)
+        _move_history(path, places)
+        return path.read_bytes()
+    finally:
+        path.unlink()
+
+
 def _move_history(path: Path, places: Mapping[str, str]) -> None:
-    """Paths of models in what the server remembers of launches, which is JSON, and of programs, which is text."""
     with contextlib.closing(sqlite3.connect(str(path))) as database:
         tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         for table in tables:
@@ -174,37 +191,18 @@ def _target(root: Path, home: Path, name: str) -> Path:
     return (home if area == "home" else root / area) / rest
 
 
-def _write(path: Path, content: bytes, target: Path) -> None:
-    """Write a new file for the owner of the directory that it will be in."""
-    path.touch(mode=0o600)
-    with path.open("r+b") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    path.chmod(0o600 if is_database(target.name) or target.parent.name in ("auth", "state") else 0o640)
-    _give(path, target.parent)
+def _write(name: str, directory: int, content: bytes, target: Path) -> None:
+    """Write a new file that is to become `target`."""
+    secret = is_database(target.name) or target.parent.name in ("auth", "state")
+    held.write(name, content, 0o600 if secret else 0o640, directory)
 
 
-def _give(path: Path, directory: Path) -> None:
-    """Give something to whoever owns a directory, or what there is above it; an ordinary user owns both anyway."""
-    while not directory.exists():
-        directory = directory.parent
-    owner = directory.stat()
-    if os.geteuid() == 0:
-        os.chown(str(path), owner.st_uid, owner.st_gid)
-
-
-def _exchange(new: Path, path: Path) -> None:
-    """Put a file in its place, with nothing beside it that belongs to the one before."""
-    missing = [one for one in path.parents if not one.exists()]
-    for directory in reversed(missing):
-        directory.mkdir(mode=0o750)
-        _give(directory, directory.parent)
-    for side in SIDES if is_database(path.name) else ():
-        with contextlib.suppress(FileNotFoundError):
-            path.with_name(path.name + side).unlink()
-    new.replace(path)
-    _sync(path.parent)
+def _exchange(name: str, directory: int, top: Path, path: Path) -> None:
+    """Put a file in its place below `top`, with nothing beside it that belongs to the one before."""
+    with held.entered(top, path.relative_to(top).parts[:-1], make=True) as place:
+        for side in SIDES if is_database(path.name) else ():
+            held.drop(path.name + side, place)
+        held.move(name, directory, path.name, place)
 
 
 def read_mark(home: Path) -> Optional[Mark]:

@@ -44,6 +44,8 @@ class AccountPlan:
         before = shown(self.before) if self.before else {}
         wanted = {"name": self.name, "enabled": True, "permissions": sorted(self.permissions)}
         after = {"keep": before, "remove": {}}.get(self.action, wanted)
+        if "password" in self.changes:
+            before, after = {**before, "password": "(another)"}, {**after, "password": "(new_password)"}
         return {"before_header": self.name, "after_header": self.name, "before": before, "after": after}
 
 
@@ -61,11 +63,13 @@ def plan(
 ) -> AccountPlan:
     """What to do about the local account `name`, given all accounts; `state` is `present` or `absent`.
 
+    `reset` says that the account has another password than it is to have.
+
     Raises AccountProblem for what would leave the server without an administrator: its next start finds nobody who may
     log in.
     """
-    locals_ = [user for user in users if user.get("source", LOCAL) == LOCAL]
-    before = next((user for user in locals_ if user["username"] == name), None)
+    locals_ = _locals(users)
+    before = _named(locals_, name)
     wanted = () if state == "absent" else tuple(sorted(permissions))
     if before is not None and ADMIN not in wanted and _administrators(locals_) == [name]:
         raise AccountProblem(
@@ -82,6 +86,19 @@ def plan(
     }
     changes = tuple(field for field, different in differs.items() if different)
     return AccountPlan(name, "change" if changes else "keep", before, wanted, changes)
+
+
+def other_password(client: Client, users: Sequence[Mapping[str, Any]], name: str, password: str) -> bool:
+    """Whether the account `name` is there with another password than this one, which only a login tells: one request.
+
+    Of an account that may not log in, or has to change its password first, it cannot be told, so it is given one.
+    """
+    account = _named(_locals(users), name)
+    if account is None:
+        return False
+    if not account.get("enabled") or account.get("must_change_password"):
+        return True
+    return not client.accepts(name, password)
 
 
 def apply(client: Client, todo: AccountPlan, password: str) -> None:
@@ -105,6 +122,15 @@ def apply(client: Client, todo: AccountPlan, password: str) -> None:
 def password_problem(password: str) -> str:
     """What is wrong with a new password, empty for nothing."""
     return "" if len(password) >= SHORTEST else f"a password needs {SHORTEST} characters at least"
+
+
+def _locals(users: Sequence[Mapping[str, Any]]) -> List[Mapping[str, Any]]:
+    """The accounts whose passwords the server has; others come from a directory of the site."""
+    return [user for user in users if user.get("source", LOCAL) == LOCAL]
+
+
+def _named(users: Sequence[Mapping[str, Any]], name: str) -> Optional[Mapping[str, Any]]:
+    return next((user for user in users if user["username"] == name), None)
 
 
 def _administrators(users: Sequence[Mapping[str, Any]]) -> List[str]:

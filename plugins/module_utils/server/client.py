@@ -184,6 +184,17 @@ class Client:
         """Log in now with user and password. One attempt; a refusal is final for this client."""
         self._http.login()
 
+    def accepts(self, username: str, password: str) -> bool:
+        """Whether somebody may log in with these, other than the client itself. One request, never repeated."""
+        body = {"username": username, "password": password}
+        try:
+            self._http.request("POST", "/token", json=body, public=True)
+        except AccessRefused as error:
+            if error.status == 401:
+                return False
+            raise
+        return True
+
     def users(self) -> List[JSON]:
         """All accounts: id, username, source, enabled, permissions."""
         path = "/v1/admin/users"

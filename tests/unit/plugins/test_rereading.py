@@ -60,6 +60,7 @@ class Host:
             "hashed_bytes": self.parts[place],
             "damaged": damaged,
             "missing": dict.fromkeys([*damaged, *before], 7),
+            "faults": [],
             "made": ["/site/lib/1"] if place + 1 == len(self.parts) and self.damaged else [],
         }
 
@@ -135,6 +136,11 @@ def test_blobs_are_named_as_people_know_them():
             True,
             "read 0 B again in 0.0 s: damaged files in /site/lib/1 were replaced. A server that has an old file open "
             "keeps it until it is started again (playbooks/stop.yml, then site.yml)",
+        ),
+        (
+            Reread(2, 0, 0, 0.0, {}, {}, ["/site/models/m/1"], ["models/m: a.bin is missing"]),
+            False,
+            "read 0 B again in 0.0 s: changed files (models/m: a.bin is missing) would be replaced",
         ),
     ],
 )

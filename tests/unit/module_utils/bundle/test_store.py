@@ -9,6 +9,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import stat
 import tarfile
 import zipfile
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle import library as library_module
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle import store as store_module
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.deep import Deep
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.digest import hash_bytes
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.ingest import Request, write_bundle
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.keep import Wanted, keep, packed
@@ -24,6 +26,7 @@ from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout im
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.library import unpack_wheel
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.sizes import size_text
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.store import Store, StoreError
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.trees import faults
 
 CONTENT = b"weights" * 1000
 DIGEST = hash_bytes(CONTENT)
@@ -351,6 +354,29 @@ def test_what_does_not_belong_into_a_tree_goes(bundle, tmp_path, kind):
     answer, _store, _questions = deliver(bundle, root)
     assert answer.paths == [str(tree)] and not os.path.lexists(extra)
     assert deliver(bundle, root)[0].changed is False
+
+
+def test_each_file_of_a_directory_that_is_another_is_named(bundle, tmp_path):
+    root = tmp_path / "root"
+    answer, store, _questions = deliver(bundle, root)
+    tree = Path(answer.artifacts["models"]["m"]["path"])
+    model = bundle.find("models", "m")
+    assert list(faults(store, model)) == []
+    weights = (tree / "weights.bin").read_bytes()
+    for name, content in (("weights.bin", weights[::-1]), ("deep/config.json", b"{ }"), ("more.txt", b"")):
+        (tree / name).unlink(missing_ok=True)
+        (tree / name).write_bytes(content)
+    (tree / "empty").unlink()
+    found = ["deep/config.json has 3 bytes instead of 2", "empty is missing", "weights.bin was replaced"]
+    assert sorted(faults(store, model)) == sorted([*found, "more.txt does not belong to it"])
+    # Whoever reads everything again, in check mode too, is told of them, and then they are right.
+    store = Store(root, dry_run=True)
+    told = keep(store, wanted_of(bundle), None, Deep()).faults
+    assert "models/m: weights.bin has other content" in told and "models/m: empty is missing" in told
+    assert keep(Store(root), wanted_of(bundle), None, Deep()).faults == told
+    assert keep(Store(root), wanted_of(bundle), None, Deep()).faults == ()
+    shutil.rmtree(tree)
+    assert list(faults(store, model)) == ["the directory is missing"]
 
 
 def test_trees_are_copies_where_the_file_system_gives_no_second_name(bundle, tmp_path, monkeypatch):

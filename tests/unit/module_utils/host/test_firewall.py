@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 import pytest
-from ansible_collections.airgap.xinference.plugins.module_utils.host import firewall
+from ansible_collections.airgap.xinference.plugins.module_utils.host import firewall, ssh_session
 from ansible_collections.airgap.xinference.plugins.module_utils.host.firewall_table import (
     LINK,
     LOADED,
@@ -67,11 +67,35 @@ def test_what_is_no_port_or_address_is_refused_all_at_once() -> None:
     for part in (
         "port of a is 0",
         "'gpu.site' of a is no address",
-        "b is that of SSH",
+        "the port of b is 22, and that is the one of SSH",
         "d and c",
         "e\" accept' must be",
     ):
         assert part in told, part
+
+
+def test_the_port_that_the_host_is_managed_through_is_refused_whatever_it_is() -> None:
+    gateway = {"name": "gateway", "port": 2222, "clients": ["10.0.0.0/8"]}
+    assert firewall.faults([gateway], [22]) == []
+    (told,) = firewall.faults([gateway], [22, 2222], "gpu-1")
+    assert "port of gateway is 2222" in told and "gpu-1 is managed" in told and "Give gateway another port" in told
+
+
+def process(top: Path, pid: int, parent: int, *environment: str) -> None:
+    (top / str(pid)).mkdir()
+    (top / str(pid) / "environ").write_text("\0".join(environment))
+    (top / str(pid) / "status").write_text(f"Name:\tsh\nPid:\t{pid}\nPPid:\t{parent}\n")
+
+
+def test_the_port_of_the_session_is_found_above_a_sudo_that_takes_it_away(tmp_path: Path) -> None:
+    process(tmp_path, 40, 1, "PATH=/bin", "SSH_CONNECTION=10.0.0.1 40022 10.0.0.2 2222")
+    process(tmp_path, 41, 40, "PATH=/bin", "OTHER_SSH_CONNECTION=10.0.0.1 1 10.0.0.2 3")
+    process(tmp_path, 42, 41)
+    process(tmp_path, 50, 1, "SSH_CONNECTION=fe80::1%eth0 40022 fe80::2%eth0 2200")
+    assert ssh_session.ports(tmp_path, 42) == {2222} and ssh_session.ports(tmp_path, 50) == {2200}
+    process(tmp_path, 60, 61)
+    process(tmp_path, 61, 1)
+    assert ssh_session.ports(tmp_path, 60) == set() == ssh_session.ports(tmp_path, 99)
 
 
 NFT = """#!/bin/sh

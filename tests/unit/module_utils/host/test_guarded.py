@@ -245,7 +245,7 @@ def test_the_servers_own_interpreter_is_read_from_its_program(tmp_path: Path, fi
 
 
 def test_the_seed_is_made_once_and_is_nobody_elses(tmp_path: Path) -> None:
-    assert guarding.seed(tmp_path, make=False) == ""
+    assert len(guarding.seed(tmp_path, make=False)) == 64 and not list(tmp_path.iterdir())
     first = guarding.seed(tmp_path)
     assert len(first) == 64 and guarding.seed(tmp_path) == first
     assert (tmp_path / guarding.SEED).stat().st_mode & 0o777 == 0o600
@@ -270,6 +270,28 @@ def test_a_native_release_starts_through_it_where_there_is_something_to_guard(tm
     release.make(tmp_path, files)
     release.switch(tmp_path, release.identity(files))
     assert native_run.digest(tmp_path) == definition.digest(files) != definition.digest(plain)
+
+
+@pytest.mark.parametrize("accounts", [{}, ADMIN])
+def test_a_short_secret_cannot_be_guessed_from_what_others_see_of_a_release(
+    tmp_path: Path, accounts: Dict[str, Any]
+) -> None:
+    service = {"command": ["/v/bin/python", "/v/bin/serve"], "environment": {"LANG": "C"}}
+
+    def told(pin: str, seed: str) -> Tuple[str, str]:
+        guard = guarding.files({"PIN": pin}, accounts, seed)
+        files = definition.files(tmp_path, service, [], {}, (), None, guard)
+        return definition.digest(files), release.identity(files)
+
+    own = told("1234", "own")
+    # The same at every run; somebody who tries all secrets and has another seed finds none that fits.
+    assert own == told("1234", "own")
+    assert not any({*own} & {*told(pin, "another")} for pin in ("1234", "0000"))
+    assert not {*own} & {*told("1235", "own")}
+
+
+def test_a_file_of_secrets_stays_the_same_where_the_accounts_hide_it_already() -> None:
+    assert guarding.files({"PIN": "1234"}, ADMIN, "own")[guarded.SECRETS].text == 'PIN="1234"\n'
 
 
 def test_the_runner_of_a_release_starts_the_server_through_it(tmp_path: Path) -> None:

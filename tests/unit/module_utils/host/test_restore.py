@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
 import pytest
-from ansible_collections.airgap.xinference.plugins.module_utils.host import backup, restore_place
+from ansible_collections.airgap.xinference.plugins.module_utils.host import backup, held, restore_place
 from ansible_collections.airgap.xinference.plugins.module_utils.host.backup import BackupError, Index
 from ansible_collections.airgap.xinference.plugins.module_utils.host.backup_take import take
 from ansible_collections.airgap.xinference.plugins.module_utils.host.restore import Mark, Plan, Standing, plan
@@ -289,6 +289,48 @@ def test_a_link_in_the_way_is_refused(host: BackedUp, archive: Backup, tmp_path:
     assert "model/v2/embedding is a link" in problems[0]
 
 
+def swap(path: Path, theirs: Path) -> None:
+    """What the owner of a directory may do at any moment: a link in the place of something in it."""
+    path.rename(path.with_name(f"{path.name}.moved"))
+    path.symlink_to(theirs)
+
+
+def test_a_scratch_that_is_exchanged_for_a_link_leads_nowhere(
+    host: BackedUp, archive: Backup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    real = restore_place._write
+
+    def write(name: str, directory: int, content: bytes, target: Path) -> None:
+        for scratch in host.home.glob(".restoring-*"):
+            if not scratch.is_symlink() and not scratch.name.endswith(".moved"):
+                swap(scratch, theirs)
+        real(name, directory, content, target)
+
+    monkeypatch.setattr(restore_place, "_write", write)
+    restore(host, archive)
+    assert list(theirs.iterdir()) == [] and host.keys == ["key-of-ada"]
+
+
+def test_a_directory_that_becomes_a_link_meanwhile_is_not_written_through(
+    host: BackedUp, archive: Backup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "auth.db-wal").write_text("another's")
+    real = restore_place._note
+
+    def note(home: Path, mark: Mark) -> None:
+        real(home, mark)
+        swap(host.home / "auth", theirs)
+
+    monkeypatch.setattr(restore_place, "_note", note)
+    with pytest.raises(BackupError, match="home/auth is not a directory, or is a link"):
+        restore(host, archive)
+    assert [path.name for path in theirs.iterdir()] == ["auth.db-wal"]
+
+
 class Killed(BaseException):
     """What a kill does to the process, as far as the disk can tell."""
 
@@ -309,8 +351,11 @@ def steps(monkeypatch: pytest.MonkeyPatch, count: int) -> List[str]:
 
     monkeypatch.setattr(Path, "replace", change(replace))
     monkeypatch.setattr(Path, "unlink", change(unlink))
+    monkeypatch.setattr(held, "move", change(held.move))
+    monkeypatch.setattr(held, "drop", change(held.drop))
     # A process that is killed cleans nothing up.
     monkeypatch.setattr(restore_place, "scratch", abandoned)
+    monkeypatch.setattr(restore_place, "private", abandoned_private)
     return seen
 
 
@@ -319,6 +364,12 @@ def abandoned(directory: Path, prefix: str) -> Any:
     path = directory / f"{prefix}killed"
     path.mkdir(exist_ok=True)
     yield path
+
+
+@contextlib.contextmanager
+def abandoned_private(directory: Path, prefix: str) -> Any:
+    with abandoned(directory, prefix) as path, held.entered(path) as inner:
+        yield inner
 
 
 def test_a_kill_anywhere_loses_nothing_and_the_second_run_completes_it(archive: Backup, tmp_path: Path) -> None:
@@ -351,11 +402,11 @@ def test_a_full_disk_changes_nothing(host: BackedUp, archive: Backup, monkeypatc
     before = everything(host)
     real, written = restore_place._write, []
 
-    def write(path: Path, content: bytes, target: Path) -> None:
-        written.append(path)
+    def write(name: str, directory: int, content: bytes, target: Path) -> None:
+        written.append(name)
         if len(written) == 4:
             raise OSError(28, "No space left on device")
-        real(path, content, target)
+        real(name, directory, content, target)
 
     monkeypatch.setattr(restore_place, "_write", write)
     with pytest.raises(OSError, match="No space left"):

@@ -123,6 +123,34 @@ def test_accounts_are_made_changed_and_removed(
     assert server.did == did and "a-password" not in json.dumps(todo.diff())
 
 
+@pytest.mark.parametrize(
+    ("name", "more", "accepted", "differs", "asked"),
+    [
+        ("root", {}, True, False, 1),
+        ("root", {}, False, True, 1),
+        ("root", {"must_change_password": True}, True, True, 0),
+        ("viewer", {}, True, True, 0),  # may not log in
+        ("other", {}, True, False, 0),  # not the server's own
+        ("nobody", {}, True, False, 0),
+    ],
+)
+def test_one_login_tells_whether_a_password_is_another(
+    name: str, more: Dict[str, Any], accepted: bool, differs: bool, asked: int
+) -> None:
+    server: Any = Server()
+    server.accepts = lambda *words: server.did.append(words) or accepted
+    users = [{**user, **(more if user["username"] == name else {})} for user in USERS]
+    assert accounts.other_password(server, users, name, "a-password") is differs
+    assert server.did == [(name, "a-password")] * asked
+
+
+def test_another_password_is_in_the_diff_without_a_word_of_it() -> None:
+    diff = accounts.plan(USERS, "root", "present", ["admin"], True).diff()
+    assert diff["before"] != diff["after"] and diff["before"]["password"] == "(another)"
+    diff = accounts.plan(USERS, "root", "present", ["admin"], False).diff()
+    assert diff["before"] == diff["after"] and "password" not in diff["before"]
+
+
 @pytest.mark.parametrize(("state", "permissions"), [("absent", []), ("present", ["models:read"])])
 def test_the_last_administrator_stays(state: str, permissions: List[str]) -> None:
     with pytest.raises(accounts.AccountProblem, match="last administrator"):

@@ -87,6 +87,22 @@ def test_a_refused_login_is_tried_once():
         assert fake.seen == ["GET /v1/cluster/auth", "POST /token"]
 
 
+@pytest.mark.parametrize(("status", "accepted"), [(200, True), (401, False)])
+def test_another_login_is_tried_once_and_leaves_the_own_one_alone(status, accepted):
+    def answer(method, path, headers):
+        assert "Authorization" not in headers or path == "/v1/models"
+        return (status, {"detail": "no"}) if path == "/token" else (200, MODELS)
+
+    with serving(answer) as fake:
+        client = Client(fake.endpoint, api_key="sk-own")
+        assert client.accepts("u", "p") is accepted
+        assert fake.seen == ["POST /token"]
+        client.models()
+        assert client.refusal is None
+    with serving(lambda *_: (429, {"detail": "banned"})) as fake, pytest.raises(AccessRefused, match="Wait until"):
+        Client(fake.endpoint).accepts("u", "p")
+
+
 def test_no_login_where_none_is_asked_for():
     def answer(method, path, headers):
         assert "Authorization" not in headers
