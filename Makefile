@@ -45,6 +45,11 @@ UNIT_PYTHONS ?= 3.8 3.13
 .PHONY: test lint sanity unit integration molecule
 test: lint sanity unit integration molecule ## Run every test: lint, sanity, unit, integration (real servers), molecule
 
+.PHONY: test-servers
+test-servers: test-tools ## Install the real servers and images now; the tests do it themselves, and it takes minutes
+	PYTHONPATH=$(COLLECTIONS) python tests/integration/servers.py
+	tests/testbed/testbed images
+
 lint: test-tools ## Check style, types, YAML, roles (production profile) and the changelog
 	ruff check .
 	ruff format --check .

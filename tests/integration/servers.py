@@ -4,12 +4,14 @@
 """Real Xinference servers for tests: their environments, their processes.
 
 An environment is `<cache>/venvs/<version>-<hash of its requirements>`, made with pip when missing (about 80 s and 2 GB
-each). XINFERENCE_TEST_VENVS may name a directory with ready ones, called after the version.
+each). One in OVER has a Xinference only, and all else from the environment of another version (about 20 s and 95 MB).
+XINFERENCE_TEST_VENVS may name a directory with ready ones, called after the version.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
@@ -29,6 +31,10 @@ from tiny_models import cache_root
 
 NEW = "4.1.0"
 OLD = "1.8.1"
+FIRST_CALLER = "3.0.0"
+"""The first version that belongs to its first caller; up to 4.0.1 they make accounts by the same code."""
+OVER = {FIRST_CALLER: NEW}
+"""Versions that run with the packages of another."""
 HERE = Path(__file__).parent
 START_LIMIT = 120.0
 READY_LIMIT = 90.0
@@ -54,33 +60,49 @@ def environment(version: str) -> Path:
         if not (Path(ready) / version / "bin" / "xinference-local").exists():
             raise Missing(f"XINFERENCE_TEST_VENVS={ready} has no Xinference {version}")
         return Path(ready) / version
+    below = environment(OVER[version]) if version in OVER else None
     requirements = HERE / f"xinference-{version}.txt"
-    name = f"{version}-{hashlib.sha256(requirements.read_bytes()).hexdigest()[:12]}"
-    target = cache_root() / "venvs" / name
-    if not (target / ".complete").exists():
-        _build(target, requirements)
+    told = requirements.read_bytes() + (below.name.encode() if below else b"")
+    target = cache_root() / "venvs" / f"{version}-{hashlib.sha256(told).hexdigest()[:12]}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (target.parent / f".{target.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # who comes second finds it made
+        if not (target / ".complete").exists():
+            shutil.rmtree(target, ignore_errors=True)
+            print(f"Installing {requirements.stem} into {target} ...", file=sys.stderr, flush=True)
+            try:
+                if below:
+                    _build_over(target, requirements, below)
+                else:
+                    _build(target, requirements)
+            except (OSError, subprocess.CalledProcessError) as error:
+                raise Missing(f"{requirements.name} cannot be installed: {error}") from error
+            (target / ".complete").touch()
     return target
 
 
 def _build(target: Path, requirements: Path) -> None:
-    """Make an environment where it will stay, because its scripts hold its path; `.complete` marks the end."""
+    """Make an environment where it will stay, because its scripts hold its path."""
     python = sys.executable if sys.version_info[:2] == (3, 11) else shutil.which("python3.11")
     if not python:
         raise Missing("Python 3.11 is needed for a real Xinference and is not on PATH")
-    shutil.rmtree(target, ignore_errors=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    print(f"Installing {requirements.stem} into {target} ...", file=sys.stderr, flush=True)
     pip = [str(target / "bin" / "python"), "-m", "pip"]
-    try:
-        subprocess.run([python, "-m", "venv", str(target)], check=True)
-        subprocess.run([*pip, "install", "--quiet", "--requirement", str(requirements)], check=True)
-        # It comes as a CUDA build, and beside a CPU torch it breaks `import transformers`.
-        subprocess.run([*pip, "uninstall", "--quiet", "--yes", "torchvision"], check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise Missing(f"{requirements.name} cannot be installed: {error}") from error
+    subprocess.run([python, "-m", "venv", str(target)], check=True)
+    subprocess.run([*pip, "install", "--quiet", "--requirement", str(requirements)], check=True)
+    # It comes as a CUDA build, and beside a CPU torch it breaks `import transformers`.
+    subprocess.run([*pip, "uninstall", "--quiet", "--yes", "torchvision"], check=True)
     binary = next(target.glob("lib/python3*/site-packages/imageio_ffmpeg/binaries/ffmpeg-*"))
     (target / "bin" / "ffmpeg").symlink_to(binary)
-    (target / ".complete").touch()
+
+
+def _build_over(target: Path, requirements: Path, below: Path) -> None:
+    """Make an environment with what is required and nothing that this needs, which it finds in the one below."""
+    python = str(below / "bin" / "python")
+    subprocess.run([python, "-m", "venv", "--without-pip", str(target)], check=True)
+    install = ["-m", "pip", "--python", str(target / "bin" / "python"), "install", "--quiet", "--no-deps"]
+    subprocess.run([python, *install, "--requirement", str(requirements)], check=True)
+    (packages,) = target.glob("lib/python3*/site-packages")
+    (packages / "below.pth").write_text(f"{next(below.glob('lib/python3*/site-packages'))}\n")
 
 
 def free_port() -> int:
@@ -150,6 +172,22 @@ class Server:
                 cwd=self.home,
             )
 
+    def wait(self) -> None:
+        """Wait until it answers. One that does not is stopped, and RuntimeError raised with its log."""
+        client = self.client(timeout=5.0)
+        limit = time.monotonic() + START_LIMIT
+        while True:
+            try:
+                if client.status().get("workers"):
+                    return
+            except ServerError:
+                pass
+            if self.process.poll() is not None or time.monotonic() > limit:
+                text = self.log[-4000:]
+                self.stop()
+                raise RuntimeError(f"Xinference {self.version} did not come up:\n{text}")
+            time.sleep(0.3)
+
     def kill(self) -> None:
         """End every process of this server at once; its home and its port stay."""
         self._end(((signal.SIGKILL, 60.0),))
@@ -203,24 +241,8 @@ def start(
     server = Server(version, f"http://127.0.0.1:{port}", home, auth, command, surroundings)
     server.run()
     if wait:
-        _await(server)
+        server.wait()
     return server
-
-
-def _await(server: Server) -> None:
-    client = server.client(timeout=5.0)
-    limit = time.monotonic() + START_LIMIT
-    while True:
-        try:
-            if client.status().get("workers"):
-                return
-        except ServerError:
-            pass
-        if server.process.poll() is not None or time.monotonic() > limit:
-            text = server.log[-4000:]
-            server.stop()
-            raise RuntimeError(f"Xinference {server.version} did not come up:\n{text}")
-        time.sleep(0.3)
 
 
 def launch(client: Client, payload: Mapping[str, Any]) -> None:
@@ -244,3 +266,8 @@ def running(version: str, **options: Any) -> Iterator[Server]:
         yield server
     finally:
         server.stop()
+
+
+if __name__ == "__main__":
+    for wanted in (NEW, OLD, *OVER):
+        print(environment(wanted))

@@ -5,67 +5,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import servers
-from ansible_collections.airgap.xinference.plugins.module_utils.host import guarding
 from ansible_collections.airgap.xinference.plugins.module_utils.server.client import AccessRefused
 from doors import Recorder, run_module
 from servers import NEW, OLD, Server
+from sieges import ADMIN, GIVEN_KEY, SECRET, besieged, guard_in, nobody_got_in
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-STRANGERS = REPOSITORY / "tests/testbed/strangers.py"
-ADMIN = {"username": "keeper-of-keys", "password": "planted-pass-1"}
-GIVEN_KEY = "sk-A1b2C3d4E5f6G"
-SECRET = "planted-word-2"
-ROUND = 60
-"""Attempts of a stranger in which everything was tried once."""
-
-
-def guard_in(place: Path, **accounts: Any) -> Path:
-    """A directory with what `guarded` reads, as a release has it."""
-    shutil.rmtree(place, ignore_errors=True)
-    for name, entry in guarding.files({"SITE_WORD": SECRET}, {**ADMIN, **accounts}, "seed").items():
-        path = place / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(entry.content)
-        path.chmod(entry.mode)
-    return place
-
-
-@contextlib.contextmanager
-def besieged(version: str, place: Path, **accounts: Any) -> Iterator[tuple[Server, dict[str, Any]]]:
-    """A server that was started while a stranger tried to get in, and what the stranger found."""
-    report, port = place / "report.json", servers.free_port()
-    command = [sys.executable, str(STRANGERS), f"http://127.0.0.1:{port}", "--seconds", "600", "--report", str(report)]
-    stranger = subprocess.Popen(command)
-    try:
-        server = servers.start(version, guard=guard_in(place / "release", **accounts), port=port)
-    except servers.Missing as error:
-        stranger.terminate()
-        pytest.skip(str(error))
-    try:
-        before = json.loads(report.read_text())["attempts"]
-        limit = time.monotonic() + 120
-        while json.loads(report.read_text())["attempts"] < before + ROUND and time.monotonic() < limit:
-            time.sleep(0.2)
-        stranger.terminate()
-        stranger.wait(30)
-        yield server, json.loads(report.read_text())
-    finally:
-        stranger.kill()
-        stranger.wait()
-        server.stop()
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +30,6 @@ def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, d
     keys = [{"name": "given", "key": GIVEN_KEY}]
     with besieged(NEW, tmp_path_factory.mktemp("closed"), api_keys=keys) as found:
         yield found
-
-
-def nobody_got_in(report: dict[str, Any]) -> None:
-    assert report["open"] == []
-    assert report["unreached"] > 0, "it was there before the server"
-    assert report["first_answer"] is not None and report["answers"]["401"] >= 10
 
 
 def test_nobody_gets_in_while_it_starts(closed: tuple[Server, dict[str, Any]]) -> None:
@@ -183,7 +133,12 @@ def test_accounts_are_made_changed_and_removed_and_the_last_administrator_stays(
     assert ask(name="viewer", new_password="first-word-4")["action"] == "create"
     assert ask(name="viewer", new_password="first-word-4")["changed"] is False
     assert ask(name="viewer", permissions=["models:list"])["changes"] == ["permissions"]
-    second = {"name": "viewer", "permissions": ["models:list"], "new_password": "second-word-5", "reset": True}
+    second: dict[str, Any] = {
+        "name": "viewer",
+        "permissions": ["models:list"],
+        "new_password": "second-word-5",
+        "reset": True,
+    }
     assert ask(check=True, **second)["changes"] == ["password"] == ask(**second)["changes"]
     again = ask(**second)
     assert again["changed"] is False and again["diff"]["before"] == again["diff"]["after"]

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Become the server, with its secrets in its environment and its administrator made before anything listens.
 
-A server without an account belongs to whoever comes first (Xinference 3.0 to 3.2) or reads its log (4.1). So the
+A server without an account belongs to whoever comes first (Xinference 3.0 to 4.0) or reads its log (4.1). So the
 account is made here, at every start and by the server's own code, in the process that then becomes the server. When it
 cannot be made, the process ends and nothing ever listens.
 
@@ -117,18 +117,20 @@ def make_accounts(users: Sequence[Mapping[str, Any]], reset: bool) -> List[str]:
 def _make_keys(store: Any, crypto: Any, owner: int, keys: Mapping[str, str]) -> List[str]:
     """Put the keys that are given in force, by name, and take away those that were given before.
 
-    The server takes no two keys with one value, nor with names that differ in case or in spaces around them only.
+    The server takes no two keys with one value. Later ones than 3.0 take no two with names that differ in case or in
+    spaces around them only either; 3.0 has several keys of one name, and keys without any.
     """
-    done, there = [], {_plain(key["name"]): key for key in store.list_api_keys()}
+    done, there = [], set()
     hashes = {_plain(name): crypto.sha256_hex(value) for name, value in keys.items()}
-    for name, key in there.items():
-        taken = name in hashes or key["key_hash"] in hashes.values() or key["description"] == GIVEN
-        if taken and hashes.get(name) != key["key_hash"]:
+    for key in store.list_api_keys():
+        name = _plain(key["name"] or "")
+        if hashes.get(name) == key["key_hash"]:
+            there.add(name)
+        elif name in hashes or key["key_hash"] in hashes.values() or key["description"] == GIVEN:
             store.delete_api_key(key["id"])
             done.append(f"Revoked the key {key['name']}")
     for name, value in keys.items():
-        known = there.get(_plain(name))
-        if known is None or known["key_hash"] != hashes[_plain(name)]:
+        if _plain(name) not in there:
             secret = importlib.import_module("xinference.constants").get_auth_encryption_key()
             sealed = crypto.aes_encrypt(value, crypto.derive_encryption_key(secret))
             store.create_api_key(
@@ -144,8 +146,8 @@ def _make_keys(store: Any, crypto: Any, owner: int, keys: Mapping[str, str]) -> 
     return done
 
 
-def _plain(name: Any) -> str:
-    return str(name).strip().lower()
+def _plain(name: str) -> str:
+    return name.strip().lower()
 
 
 def _store(own: str, path: Path) -> Any:

@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import pytest
 from ansible_collections.airgap.xinference.plugins.module_utils.host import (
@@ -55,7 +55,7 @@ class Database:
     def create_api_key(self, **fields):
         found = self.list_api_keys()
         for key in found:
-            assert key["key_hash"] != fields["key_hash"] and key["name"].lower() != fields["name"].lower()
+            assert key["key_hash"] != fields["key_hash"] and (key["name"] or "").lower() != fields["name"].lower()
         number = 1 + max([key["id"] for key in found], default=0)
         self.keys.write_text(json.dumps([*found, {"id": number, **fields}]))
     def set_user_permissions(self, number, permissions):
@@ -190,6 +190,24 @@ def test_keys_that_are_given_are_put_in_force_and_taken_away(place: Place) -> No
     code, said = place.start(api_keys=[{"name": "OWN", "key": "sk-3"}])
     assert code == 0 and said.startswith("Revoked the key own\nRevoked the key chat\nMade the key OWN\n")
     assert keys() == {"OWN": "#sk-3"}
+
+
+def test_keys_without_names_of_their_own_hinder_no_start(place: Place) -> None:
+    """Xinference 3.0 makes several keys of one name, and keys without any."""
+    place.with_database()
+    place.start(api_keys=[{"name": "rag", "key": "sk-1"}])
+    path = place.home / "auth/keys.json"
+    others: List[Dict[str, Any]] = [
+        {"id": 8, "name": None, "key_hash": "#n"},
+        {"id": 9, "name": "rag", "key_hash": "#o"},
+    ]
+    path.write_text(json.dumps([*json.loads(path.read_text()), *({**one, "description": ""} for one in others)]))
+    assert place.start(api_keys=[{"name": "rag", "key": "sk-1"}])[1].startswith("Revoked the key rag\n[[")
+    assert [key["key_hash"] for key in json.loads(path.read_text())] == ["#sk-1", "#n"]
+    path.write_text(json.dumps([*json.loads(path.read_text()), {**others[1], "description": ""}]))
+    said = place.start(api_keys=[{"name": "rag", "key": "sk-2"}, {"name": "none", "key": "sk-3"}])[1]
+    assert said.startswith("Revoked the key rag\nRevoked the key rag\nMade the key rag\nMade the key none\n[[")
+    assert [key["key_hash"] for key in json.loads(path.read_text())] == ["#n", "#sk-2", "#sk-3"]
 
 
 def test_a_server_with_a_file_is_given_it(place: Place) -> None:
