@@ -37,6 +37,8 @@ _NAMED = re.compile(
     r"(?P<name>[A-Za-z_][\w-]*)(?P<between>\\?[\"']?\s*(?:=|:)\s*)"
     r"(?P<value>\\?\"(?:[^\"\\\n]|\\.)*\"?|'(?:[^'\\\n]|\\.)*'?|[^\s,;&\"'{}()\[\]]+)"
 )
+_MARK = "\ue000"
+"""A character of nobody's that stands for `HIDDEN` meanwhile."""
 _WORDS = frozenset(("true", "false", "none", "null", "on", "off", "yes", "no", HIDDEN))
 
 
@@ -78,13 +80,12 @@ class Scrubber:
     def __init__(self, secrets: Iterable[str]) -> None:
         self.secrets = sorted({text for text in secrets if len(text.strip()) >= SHORTEST})
         known = {form for secret in self.secrets for form in (*forms(secret), *forms(secret.strip()))}
+        known = {form.replace(HIDDEN, _MARK) for form in known} - {_MARK}
         self._known: List[str] = sorted(known, key=len, reverse=True)
 
     def clean(self, text: str) -> str:
         """The text with every secret replaced."""
-        for form in self._known:
-            if form in text:
-                text = text.replace(form, HIDDEN)
+        text = self.known_out(text)
         text = _PEM_TAIL.sub(HIDDEN, _PEM.sub(HIDDEN, text))
         for pattern in _LOOKS:
             text = pattern.sub(_keep_lead, text)
@@ -100,12 +101,15 @@ class Scrubber:
 
     def known_out(self, text: str) -> str:
         """The text with the known secrets replaced, and nothing else."""
+        # What stands for a secret may have another one in it, such as the word "hidden".
+        text = text.replace(HIDDEN, _MARK)
         for form in self._known:
-            text = text.replace(form, HIDDEN)
-        return text
+            text = text.replace(form, _MARK)
+        return text.replace(_MARK, HIDDEN)
 
     def left_in(self, text: str) -> bool:
         """Whether a known secret still stands in a text, in any of its forms."""
+        text = text.replace(HIDDEN, _MARK)
         return any(form in text for form in self._known)
 
 

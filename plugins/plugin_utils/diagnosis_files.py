@@ -91,7 +91,8 @@ def judge_integrity(facts: Facts) -> list[Finding]:
         )
     if seen.get("release"):
         wanted = "a release as it was written"
-        found.append(Finding("integrity", wanted, "somebody changed its files", f"{SERVE} makes it anew"))
+        files = f": {several(seen['changed'])}" if seen.get("changed") else ""
+        found.append(Finding("integrity", wanted, f"somebody changed its files{files}", f"{SERVE} makes it anew"))
     if seen.get("problem"):
         found.append(Finding("integrity", "a list of what was shipped", seen["problem"], SHIP))
     if seen.get("damaged"):

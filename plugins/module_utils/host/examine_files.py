@@ -76,19 +76,19 @@ def _volume(path: str, what: str) -> Dict[str, Any]:
 def integrity(root: Path, seen: Deployed, deep: bool, seconds: float) -> Dict[str, Any]:
     """Whether the release and what was shipped for it are as they were made.
 
-    `release` says what is wrong with it, `dangling` whether the link in force leads nowhere. `missing` and `damaged`
-    name blobs with the files they are; `trees` are files of directories that are not those blobs, `venv` an environment
-    that is not whole. Files without a stamp, with `deep` all, are read for `seconds` (0: to the end); `unread_bytes` is
-    what is left.
+    `release` says what is wrong with it, `changed` in which files, as far as that is known, `dangling` whether the link
+    in force leads nowhere. `missing` and `damaged` name blobs with the files they are; `trees` are files of directories
+    that are not those blobs, `venv` an environment that is not whole. Files without a stamp, with `deep` all, are read
+    for `seconds` (0: to the end); `unread_bytes` is what is left.
     """
     found: Dict[str, Any] = {"release": "", "dangling": False, "missing": [], "damaged": [], "trees": [], "venv": ""}
-    found.update(unread_bytes=0, read_bytes=0, problem="", vouched=0)
+    found.update(unread_bytes=0, read_bytes=0, problem="", vouched=0, changed=[])
     link = root / release.CURRENT
     found["dangling"] = link.is_symlink() and not link.exists()
     try:
         release.in_force(root)
     except release.ReleaseError as error:
-        found["release"] = str(error)
+        found.update(release=str(error), changed=error.changed[:TOLD])
     catalogue = root / "current" / "artifacts.json"
     if not catalogue.exists():
         catalogue = root / "state" / "artifacts.json"

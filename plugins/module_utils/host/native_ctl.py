@@ -37,6 +37,8 @@ UNITS = Path("/etc/systemd/system")
 GRACE = 15.0
 """Seconds a manager gets beyond the server's own time to stop."""
 LOCK = "state/service.lock"
+ASKED = "state/asked.json"
+"""When somebody last asked for the end of the server, for the keeper, which takes any other end for a fault."""
 KEEPER = "bin/keeper"
 KEEPER_PROGRAM = "keeper.pyz"
 _held: Set[Path] = set()
@@ -157,6 +159,8 @@ class Native:
         """Stop the server and everything that belongs to it; returns whether anything was running."""
         with locked(self.root):
             found = self.managed or bool(self.keepers())
+            if self.managed:
+                self._note_asked()
             # Before the server, so that it takes nothing for a fault.
             if self._unit_active(self.keeper_name):
                 self._call(["systemctl", "disable", "--quiet", "--now", self.keeper_name])
@@ -167,6 +171,14 @@ class Native:
             found = self._end(self.runners) or found
             found = self._end(self.keepers) or found
             return bool(native_run.sweep(self.root)) or found
+
+    def _note_asked(self) -> None:
+        path = self.root / ASKED
+        new = path.with_name(f".{path.name}.new")
+        with contextlib.suppress(OSError):
+            with os.fdopen(os.open(str(new), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o640), "w") as file:
+                json.dump({"at": round(time.time(), 1)}, file)
+            new.replace(path)
 
     @property
     def managers(self) -> int:
@@ -471,4 +483,6 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
 
 
 if __name__ == "__main__":
+    # Whoever reads only the beginning (`| head`) ends this like any other tool.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     raise SystemExit(main())

@@ -25,13 +25,16 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Mapping, Optional
+from typing import Dict, List, Mapping, Optional, Sequence
 
 from ..masking import masked_json, masked_yaml
+from . import release_files
 
 RELEASES = "releases"
 CURRENT = "current"
 ID_LENGTH = 12
+NAMED = 5
+"""Files that are named where some were changed."""
 _ID = re.compile(r"[0-9a-f]{12}\Z")
 
 
@@ -50,7 +53,14 @@ class Entry:
 
 
 class ReleaseError(Exception):
-    """A release that cannot be put in force; the text says what is in the way."""
+    """A release that cannot be put in force; the text says what is in the way.
+
+    `changed` are files of it that are not as they were written, as far as they are known.
+    """
+
+    def __init__(self, message: str, changed: Sequence[str] = ()) -> None:
+        self.changed = list(changed)
+        super().__init__(message)
 
 
 Files = Mapping[str, Entry]
@@ -147,6 +157,7 @@ def switch(root: Path, release: str) -> bool:
         leftover.unlink()
     link = root / f".{CURRENT}-{os.getpid()}"
     link.symlink_to(Path(RELEASES, release))
+    release_files.note(root, root / RELEASES / release)
     link.replace(place)
     # The kernel's own time for this would be as coarse as its tick, and clocks of hosts without a network are set back.
     others = (root / RELEASES / one for one in history(root) if one != release)
@@ -179,7 +190,12 @@ def in_force(root: Path) -> Dict[str, Entry]:
         entry = Entry(mode=mode, data=content) if binary else Entry(content.decode("utf-8", "replace"), mode)
         files[str(path.relative_to(directory))] = entry
     if files and identity(files) != name:
-        raise ReleaseError(f"{directory} is not as it was written. Run playbooks/serve.yml, which makes it anew.")
+        changed = list(release_files.differences(root, directory))
+        raise ReleaseError(
+            f"{directory} is not as it was written{f' ({_some(changed)})' if changed else ''}. "
+            "Run playbooks/serve.yml, which makes it anew.",
+            changed,
+        )
     return files
 
 
@@ -188,6 +204,10 @@ def read(directory: Path) -> Dict[str, str]:
     return {
         str(path.relative_to(directory)): path.read_bytes().decode("utf-8", "replace") for path in _paths(directory)
     }
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def _group(path: Path) -> Optional[int]:

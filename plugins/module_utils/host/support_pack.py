@@ -21,6 +21,8 @@ import time
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple
 
+from ..gateway import support as gateway
+from ..gateway.running import PLACE as GATEWAY
 from ..masking import HIDDEN, masked, masked_json, masked_yaml
 from ..scrubbing import Scrubber
 from . import container, release
@@ -72,19 +74,22 @@ def pack(root: Path, top: str, limit: int, docker_host: Optional[str], hide: Ite
     except FAILURES as error:
         problems["release"] = f"{type(error).__name__}: {error}"
     docker, inside = _engine(seen, docker_host, problems)
-    scrubber = Scrubber({*known_secrets(root, seen, inside), *hide})
+    scrubber = Scrubber({*known_secrets(root, seen, inside), *gateway.secrets(root / GATEWAY), *hide})
     texts: Dict[str, str] = {}
-    sources = (_files(root), _logs(root, seen, limit), _native(root, seen, limit), _system())
+    sources = (
+        *(_files(root), _logs(root, seen, limit), _native(root, seen, limit), _system()),
+        _gateway(root / GATEWAY, docker_host, limit),
+    )
     for source in (*sources, _containers(docker, seen, inside, limit) if docker else iter(())):
         try:
             for name, text in source:
-                texts[name] = scrubber.clean(text)
+                texts[scrubber.known_out(name)] = scrubber.clean(text)
         except FAILURES as error:
             problems[f"after {len(texts)} files"] = f"{type(error).__name__}: {error}"
     texts["diagnosis.json"] = json.dumps(scrubber.clean_data(masked(more)), indent=2, ensure_ascii=False) + "\n"
     if problems:
         texts["problems.json"] = json.dumps(scrubber.clean_data(problems), indent=2) + "\n"
-    texts["README.txt"] = _readme(texts, limit)
+    texts["README.txt"] = scrubber.clean(_readme(texts, limit))
     for name, text in texts.items():
         if scrubber.left_in(text) or scrubber.left_in(name):
             where = "the name of a file" if scrubber.left_in(name) else name
@@ -184,6 +189,17 @@ def _containers(docker: Docker, seen: Deployed, inside: Any, limit: int) -> Iter
         yield f"docker/{service}.json", json.dumps(masked(_shown(one)), indent=2, ensure_ascii=False) + "\n"
         answer = docker.ask("logs", "--timestamps", "--tail", "20000", str(one["Id"]))
         yield f"docker/{service}.log", _cut((answer.out + answer.err)[-limit:].partition("\n")[2])
+
+
+def _gateway(place: Path, docker_host: Optional[str], limit: int) -> Iterator[Tuple[str, str]]:
+    """A gateway on this host: its configuration, and what it printed where it runs in a container."""
+    for name, text in gateway.files(place):
+        yield f"gateway/{name}", text
+    if gateway.contained(place):
+        for seen, printed in gateway.printed(Docker(docker_host)):
+            name = str(seen.get("Name") or "container").strip("/")
+            yield f"gateway/{name}.json", json.dumps(masked(_shown(seen)), indent=2, ensure_ascii=False) + "\n"
+            yield f"gateway/{name}.log", _cut(printed[-limit:].partition("\n")[2] if len(printed) > limit else printed)
 
 
 def _shown(inspected: Mapping[str, Any]) -> Dict[str, Any]:

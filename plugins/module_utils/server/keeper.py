@@ -27,7 +27,7 @@ from .keeper_job import Job, command
 from .keeper_patience import LONG, Patience
 from .keeper_probe import Prober
 from .keeper_release import Release, Unreadable, current, load, program
-from .keeper_server import HalfDead, died
+from .keeper_server import HalfDead, asked, died
 from .keeper_state import HEARTBEAT, short
 from .keeper_work import Order, client_of, register, specs_of
 from .launch import SLOW
@@ -291,8 +291,9 @@ class Keeper:
             return
         if known:
             server["restarts"] = int(server.get("restarts") or 0) + 1
-            self.say("the server was started anew")
-            self.book.new_life(self.open)
+            wished = known < asked(self.directory) <= latest
+            self.say(f"the server was started anew{', as it was asked to' if wished else ''}")
+            self.book.new_life(self.open, wished)
             self._end_job("")
             self.specs = None
 

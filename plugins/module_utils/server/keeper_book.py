@@ -59,6 +59,8 @@ class Book:
         """Models that are listed as ready, and have no process any more."""
         self.settled: Set[str] = set()
         """Models that were just brought to run as wanted; what is found of them next has to agree."""
+        self.wished: Set[str] = set()
+        """Models that do not serve because somebody asked for the end of the server."""
         self.begun: Set[str] = set()
         """Launches that the record knows to be under way."""
         self.bad_since: Dict[str, float] = {}
@@ -106,6 +108,7 @@ class Book:
             del self.state.models[uid]
             for known in (self.trouble, self.ready_at, self.bad_since, self.starting_since, self.deaths):
                 known.pop(uid, None)
+            self.wished.discard(uid)
             self.relaunch.discard(uid)
             self.dead.discard(uid)
 
@@ -115,11 +118,17 @@ class Book:
         for model in self.state.models.values():
             model.state = "unknown"
 
-    def new_life(self, launching: Collection[str]) -> None:
-        """The server was started anew. `launching` are the models that were being launched by the keeper just then."""
+    def new_life(self, launching: Collection[str], wished: bool = False) -> None:
+        """The server was started anew, which is no fault of any model where it was `wished`.
+
+        `launching` are the models that were being launched by the keeper just then.
+        """
         for uid in list(self.ready_at):
-            self.fell(uid, "the server was started anew")
-        begun = [uid for uid in launching if uid not in self.ready_at]
+            if wished:
+                self.wished.add(uid)
+            else:
+                self.fell(uid, "the server was started anew")
+        begun = [uid for uid in launching if uid not in self.ready_at and not wished]
         self.ready_at.clear()
         self.dead.clear()
         for uid in begun:
@@ -174,8 +183,9 @@ class Book:
         model.stopped = False
         moved = one.since is not None and model.since is not None and one.since != model.since
         if uid not in self.ready_at or moved:
-            if model.served_since is not None and not _was_wished(model, entry):
+            if model.served_since is not None and uid not in self.wished and not _was_wished(model, entry):
                 model.restarts += 1
+            self.wished.discard(uid)
             # What somebody altered serves, and is the fault.
             if one.kind != ALTERED:
                 self._cured(model, entry)

@@ -32,7 +32,12 @@ def main(arguments: Optional[Sequence[str]] = None, own: Optional[Path] = None) 
     if options.verb == "status":
         from . import keeper_told
 
-        sys.stdout.write("".join(f"{line}\n" for line in keeper_told.lines(options.root)))
+        try:
+            sys.stdout.write("".join(f"{line}\n" for line in keeper_told.lines(options.root)))
+            sys.stdout.flush()
+        except BrokenPipeError:  # Whoever reads has seen enough (`| head`); nothing is written at the end either.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
         return 0
     return run(options.root, own)
 

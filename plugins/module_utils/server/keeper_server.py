@@ -24,6 +24,8 @@ from .keeper_release import Settings
 HALF_DEAD = 45.0
 # Behind its API nobody listens any more.
 REFUSED, CERTAIN = "connection refused", 15.0
+# Written by host/native_ctl.py.
+ASKED = "asked.json"
 _DOWN = re.compile(r"^xinference:model_unexpected_termination\{([^}]*)\} 1", re.MULTILINE)
 _UID = re.compile(r'model_uid="((?:[^"\\]|\\.)*)"')
 
@@ -35,6 +37,14 @@ def died(client: Client) -> Set[str]:
     except ServerError:
         return set()
     return {match.group(1) for labels in _DOWN.findall(text) for match in [_UID.search(labels)] if match}
+
+
+def asked(state: Path) -> float:
+    """When somebody last asked for the end of the server (by xinferencectl or Ansible), of what is noted in `state`."""
+    try:
+        return float(json.loads((state / ASKED).read_text(encoding="utf-8"))["at"])
+    except (OSError, ValueError, TypeError, LookupError):
+        return 0.0
 
 
 class HalfDead:

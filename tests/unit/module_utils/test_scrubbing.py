@@ -114,6 +114,14 @@ def test_long_secrets_go_before_those_that_they_contain() -> None:
     assert "more" not in cleaned and cleaned.count(HIDDEN) == 2
 
 
+@pytest.mark.parametrize("secret", ["hidden", "(hidden)", "idde", "a(hidden)b", "dden)"])
+def test_a_secret_that_is_part_of_what_stands_for_one_is_no_leak(secret: str) -> None:
+    scrubber = Scrubber([secret, "another-1"])
+    cleaned = scrubber.clean(f"it is {secret}, and another-1, and password=what")
+    assert cleaned == "it is (hidden), and (hidden), and password=(hidden)"
+    assert not scrubber.left_in(cleaned) and scrubber.left_in(f"it is {secret}!") is (secret != "(hidden)")
+
+
 def test_names_and_numbers_of_data_stay_and_texts_are_cleaned() -> None:
     told = Scrubber([PLAIN]).clean_data({"a": [1, None, True, f"x {PLAIN}"], PLAIN: {"b": 2.5}})
     assert told == {"a": [1, None, True, f"x {HIDDEN}"], HIDDEN: {"b": 2.5}}

@@ -138,6 +138,11 @@ CASES: list[tuple[str, dict[str, Any], list[tuple[str, str, str]]]] = [
     ("only shipped", stopped(server__release="", deployed__port=0), [("integrity", "only shipped", "serve.yml")]),
     ("altered release", facts(integrity__release="x"), [("integrity", "changed its files", "serve.yml")]),
     (
+        "altered files",
+        facts(integrity__release="x", integrity__changed=["models.json has other content"]),
+        [("integrity", "changed its files: models.json has other content", "serve.yml")],
+    ),
+    (
         "damaged",
         facts(integrity__damaged=["models/a: weights.bin"]),
         [("integrity", "damaged: models/a: weights.bin", "xinference_ship_deep=true")],

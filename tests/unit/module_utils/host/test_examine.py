@@ -367,3 +367,11 @@ def test_an_engine_that_is_down_is_told(containered: Path, monkeypatch: pytest.M
     told = examine(containered)
     assert "Cannot connect" in told["problems"]["container"] and not told["container"]
     assert told["deployed"]["backend"] == "docker" and told["volumes"]
+
+
+def test_files_that_somebody_changed_are_named(tmp_path: Path) -> None:
+    native(tmp_path)
+    (tmp_path / "current/models.json").chmod(0o600)
+    (tmp_path / "current/models.json").write_text('["another"]')
+    told = examine(tmp_path)
+    assert any(one.startswith("models.json has 11 bytes instead of") for one in told["integrity"]["changed"])

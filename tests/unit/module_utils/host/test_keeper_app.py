@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
 import zipfile
@@ -85,6 +87,16 @@ def test_it_runs_by_itself_from_the_release(tmp_path: Path) -> None:
     name = release.current(tmp_path)
     done = run(tmp_path, "work", order=json.dumps({"release": name, "uids": [], "relaunch": []}))
     assert json.loads(done.stdout)["outcome"] == "server", done.stderr
+
+
+def test_a_reader_that_has_seen_enough_ends_it_quietly(tmp_path: Path) -> None:
+    put(tmp_path, [])
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-E", "-s", str(tmp_path / "current/bin/keeper.pyz"), "--root", str(tmp_path), "status"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False, cwd="/", timeout=60)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
 
 
 def test_it_ends_when_told_to_and_says_so_in_its_file(tmp_path: Path) -> None:

@@ -159,6 +159,9 @@ def test_every_supervisord_of_ours_is_found_and_stopped_without_its_pid_file(tmp
     assert native.stop()
     assert [process.wait(5) for process in ours] == [-signal.SIGTERM] * 2
     assert not native.managed and other.poll() is None
+    # The keeper learns that it was somebody's wish.
+    noted = tmp_path / native_ctl.ASKED
+    assert abs(json.loads(noted.read_text())["at"] - time.time()) < 60 and noted.stat().st_mode & 0o777 == 0o640
 
 
 def test_stopping_ends_a_server_whose_manager_was_killed(tmp_path: Path, runner: Any) -> None:
@@ -428,6 +431,19 @@ def test_the_program_answers_people(tmp_path: Path) -> None:
     deploy(tmp_path)
     asked = subprocess.run([str(tmp_path / "current/bin/xinferencectl"), "status"], stdout=subprocess.PIPE, check=False)
     assert (asked.returncode, asked.stdout) == (3, b"not running\n")
+
+
+@pytest.mark.parametrize("verb", ["status", "logs"])
+def test_a_reader_that_has_seen_enough_ends_the_program_quietly(tmp_path: Path, verb: str) -> None:
+    deploy(tmp_path)
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs/server.log").write_text("a line\n" * 100)
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [str(tmp_path / "current/bin/xinferencectl"), verb]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (-signal.SIGPIPE, b"")
 
 
 def test_the_definition_is_json_that_people_can_read(tmp_path: Path) -> None:

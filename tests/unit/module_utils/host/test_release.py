@@ -5,13 +5,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import time
 from pathlib import Path
 
 import pytest
-from ansible_collections.airgap.xinference.plugins.module_utils.host import definition, native_ctl, release
+from ansible_collections.airgap.xinference.plugins.module_utils.host import (
+    definition,
+    native_ctl,
+    release,
+    release_files,
+)
 from ansible_collections.airgap.xinference.plugins.module_utils.host.release import Entry
 from ansible_collections.airgap.xinference.plugins.module_utils.host.yaml_text import yaml_text
 
@@ -45,7 +51,35 @@ def test_the_release_in_force_can_be_made_again_with_a_part_of_it_changed(tmp_pa
     release.switch(tmp_path, release.identity(files))
     assert release.in_force(tmp_path) == files
     (tmp_path / "current/bin/run").chmod(0o755)
-    with pytest.raises(release.ReleaseError, match="not as it was written"):
+    with pytest.raises(release.ReleaseError, match=r"not as it was written \(bin/run has mode 0755 instead of 0555\)"):
+        release.in_force(tmp_path)
+
+
+def test_files_of_a_release_that_somebody_changed_are_named(tmp_path: Path) -> None:
+    files = {"a.json": Entry("one"), "b.json": Entry("one"), "c.json": Entry("one"), "server.env": Entry("PIN=1234\n")}
+    release.make(tmp_path, files)
+    release.switch(tmp_path, release.identity(files))
+    current = tmp_path / "current"
+    for name, text in (("a.json", "two"), ("b.json", "three"), ("more", "")):
+        (current / name).unlink(missing_ok=True)
+        (current / name).write_text(text)
+        (current / name).chmod(0o440)
+    (current / "c.json").unlink()
+    with pytest.raises(release.ReleaseError) as caught:
+        release.in_force(tmp_path)
+    assert caught.value.changed == [
+        "a.json has other content",
+        "b.json has 5 bytes instead of 3",
+        "c.json is missing",
+        "more does not belong to it",
+    ]
+    noted = tmp_path / release_files.PLACE
+    assert stat.S_IMODE(noted.stat().st_mode) == 0o600
+    hashes = [hash_(b"PIN=1234\n").hexdigest() for hash_ in (hashlib.sha256, hashlib.blake2b)]
+    assert "1234" not in noted.read_text() and not any(one in noted.read_text() for one in hashes)
+    # Of a release that an older collection made nothing is known.
+    noted.unlink()
+    with pytest.raises(release.ReleaseError, match=r"not as it was written\. Run playbooks/serve.yml"):
         release.in_force(tmp_path)
 
 
@@ -131,7 +165,7 @@ def test_what_interrupted_runs_left_is_removed(tmp_path: Path) -> None:
     release.make(tmp_path, {"a": Entry("1")})
     release.switch(tmp_path, release.identity(FILES))
     assert len(list((tmp_path / "releases").iterdir())) == 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["current", "releases"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["current", "releases", "state"]
 
 
 def test_a_link_that_leads_out_of_the_releases_is_put_right(tmp_path: Path) -> None:

@@ -16,6 +16,9 @@ from typing import Any, Dict, Iterator, List
 from urllib.parse import quote, unquote_plus
 
 import pytest
+from ansible_collections.airgap.xinference.plugins.module_utils.gateway.container import Container
+from ansible_collections.airgap.xinference.plugins.module_utils.gateway.definition import Gateway, Route
+from ansible_collections.airgap.xinference.plugins.module_utils.gateway.running import files
 from ansible_collections.airgap.xinference.plugins.module_utils.host import support_pack
 from ansible_collections.airgap.xinference.plugins.module_utils.host.docker_cli import Answer
 from ansible_collections.airgap.xinference.plugins.module_utils.host.support_pack import Leak, end_of, pack
@@ -38,7 +41,11 @@ PLANTED: Dict[str, str] = {
     "setup": "Vw3kPq-8_zz91kLmN0pQrStUvWxYz0123456789abcd",
     "site's file": "kept-by-the-site-66",
     "given": "told-by-the-inventory-2",
+    "gateway": "key/of+a.client~of-the_gateway==",
+    "gateway, older": "key-of-a-client-that-went",
+    "gateway's": "MHcCAQEEIOfTheGatewayItself123456789",
 }
+GATEWAYS = "gateway's"
 LOOKS = ("sk-72tkvudyGLPMi12345", "bearer-ONLY-in-a-log-1", "MIIEpAIBAAKCAQEA1234", "stranger-password-1")
 NOT_LOGGED = ("hash-in-the-database",)
 ALL = (*PLANTED.values(), *LOOKS, *NOT_LOGGED)
@@ -138,6 +145,14 @@ def root(tmp_path: Path) -> Path:
     (top / "current").symlink_to("releases/aaaaaaaaaaaa")
     write(top / "state/keeper.json", {"problem": f"refused {PLANTED['credentials']}", "models": []})
     write(top / "state/launched.json", {"m": {"payload": {"envs": {"HF_TOKEN": PLANTED["model"]}}}})
+    gateway = Gateway("0.0.0.0", 443, ["gpu"], [Route("", ("127.0.0.1:9997",))], keys={"rag": PLANTED["gateway"]})
+    before = Gateway(**{**gateway.__dict__, "keys": {"chat": PLANTED["gateway, older"]}})
+    private = f"-----BEGIN EC PRIVATE KEY-----\n{PLANTED[GATEWAYS]}\n-----END EC PRIVATE KEY-----\n"
+    for one, wanted in (("cccccccccccc", gateway), ("dddddddddddd", before)):
+        for name, entry in files(wanted, Container(top / "gateway", "g", "", FakeDocker()), "public", private).items():
+            write(top / "gateway/releases" / one / name, entry.text)
+    (top / "gateway/current").symlink_to("releases/cccccccccccc")
+    write(top / "logs/gateway.log", log_lines())
     write(top / "secrets/key.txt", PLANTED["site's file"] + "\n")
     write(top / "home/auth/jwt_secret_key", PLANTED["jwt"])
     write(top / "logs/server.log", log_lines())
@@ -150,6 +165,9 @@ def root(tmp_path: Path) -> Path:
         database.execute("INSERT INTO users VALUES (?)", NOT_LOGGED)
     database.close()
     return top
+
+
+GATEWAY = {"Name": "/xinference-gateway", "Config": {"Env": [f"X={PLANTED['gateway']}"]}}
 
 
 class FakeDocker:
@@ -165,7 +183,8 @@ class FakeDocker:
         return {"Id": "c0ffee", "Name": "/p-server-1", "Config": {"Env": variables}, "State": {"Running": True}}
 
     def ask(self, *words: str, **_options: Any) -> Answer:
-        return Answer(0, f"first line is cut\n{log_lines()}" if words[0] == "logs" else "Docker 20", "")
+        told = {"logs": f"first line is cut\n{log_lines()}", "ps": "beef\n", "inspect": json.dumps([GATEWAY])}
+        return Answer(0, told.get(words[0], "Docker 20"), "")
 
 
 @pytest.fixture(autouse=True)
@@ -208,6 +227,11 @@ def test_what_support_needs_is_there_and_readable(root: Path) -> None:
         "diagnosis.json",
         "docker/server.json",
         "docker/server.log",
+        "gateway/keys.conf",
+        "gateway/nginx.conf",
+        "gateway/tls.crt",
+        "gateway/xinference-gateway.json",
+        "gateway/xinference-gateway.log",
         "home/logs/local_1/xinference.log",
         "logs/server.log",
         "release/compose.yaml",
@@ -224,6 +248,8 @@ def test_what_support_needs_is_there_and_readable(root: Path) -> None:
     assert b"Uvicorn running on http://127.0.0.1:9997" in files["gpu-1/logs/server.log"]
     assert b'HF_HUB_OFFLINE: "1"' in files["gpu-1/release/compose.yaml"]
     assert files["gpu-1/release/server.env"] == b"OTHER_TOKEN=(hidden)\nSITE_VALUE=(hidden)\n"
+    assert b"server 127.0.0.1:9997;" in files["gpu-1/gateway/nginx.conf"]
+    assert "gateway/tls.key" not in names and b" rag;" in files["gpu-1/gateway/keys.conf"]
     shown = json.loads(files["gpu-1/docker/server.json"])
     assert shown["Config"]["environment"]["HF_HUB_OFFLINE"] == "1" and shown["Config"]["environment"]["MINE_KEY"]
 
@@ -241,6 +267,12 @@ def test_nothing_is_given_away_where_a_secret_is_left(root: Path, monkeypatch: p
     with pytest.raises(Leak) as caught:
         packed(root)
     assert not any(secret in str(caught.value) for secret in ALL)
+
+
+@pytest.mark.parametrize("word", ["hidden", "logs", "release", "packed"])
+def test_a_secret_that_is_a_plain_word_does_not_keep_the_rest_from_being_packed(root: Path, word: str) -> None:
+    write(root / "secrets/word.txt", f"PIN={word}\n")
+    assert any(b"Uvicorn running on" in content for content in packed(root).values())
 
 
 @pytest.mark.parametrize("gone", ["current", "state", "home", "releases", "."])

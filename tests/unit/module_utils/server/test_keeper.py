@@ -800,6 +800,30 @@ def test_a_host_that_was_rebooted_gets_its_models_back_and_counts_it(served):
     assert served.state["server"]["restarts"] == 1 and "started anew" in served.told("a")["fault"]["what"]
 
 
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_server_that_somebody_started_anew_is_no_fault_and_the_next_end_of_it_is(served, seen):
+    served.keeper.end()
+    served.clock.go(60)
+    (served.root / "state/asked.json").write_text(json.dumps({"at": served.clock.now()}))
+    served.clock.go(60)
+    served.server.restart()
+    if not seen:
+        served.keeper = served.make()
+    served.go(2)
+    assert served.launched() == [["a", "b"]]
+    served.finish()
+    served.go(1)
+    model = served.told("a")
+    assert (model["state"], model["fault"], model["cure"], model["faults"], model["restarts"]) == (
+        *("ready", None, None),
+        *(0, 0),
+    )
+    served.clock.go(300)
+    served.server.restart()
+    served.go(5)
+    assert "started anew" in served.told("a")["fault"]["what"]
+
+
 def test_the_program_of_another_release_takes_over(served):
     served.release("two")
     served.go(6)
