@@ -25,6 +25,10 @@ PRIVATE = 0o400
 SHARED = 0o440
 SEED = "state/seed"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\Z")
+ACTORS = "XOSCAR_AUTH_KEY"
+"""The processes of a server talk to each other on ports of its address, and do what anybody tells them there. With this
+variable only who knows its value is heard (xoscar 0.12 and later, xoscar/serialization/_security.py; others ignore it).
+"""
 READING = ["models:list", "models:read"]
 """What a client may do on a server that gets its accounts from a file."""
 
@@ -42,6 +46,8 @@ def files(secrets: Mapping[str, str], accounts: Mapping[str, Any], seed: str, sh
             f"xinference_server_secrets: {', '.join(map(repr, odd))} cannot be in an environment. Names are letters, "
             "digits and _, and values have no zero byte."
         )
+    if accounts:
+        secrets = {ACTORS: derived(seed, "actors"), **secrets}
     private = SHARED if shared else PRIVATE
     found = {PROGRAM: Entry(str(guarded.__loader__.get_source(guarded.__name__)), PUBLIC)}  # type: ignore[union-attr]
     if secrets:

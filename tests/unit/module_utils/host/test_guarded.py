@@ -317,6 +317,17 @@ def test_another_user_reads_private_files_by_the_group_of_the_release() -> None:
     assert [entry.mode for entry in guarding.files({"A_WORD": "x"}, ADMIN, "seed").values()] == [0o444, 0o400, 0o400]
 
 
+def test_with_authentication_the_processes_of_a_server_hear_each_other_alone(place: Place) -> None:
+    place.package({"api/oauth2/auth_service.py": ""})
+    told = json.loads(place.start()[1])[1][guarding.ACTORS]
+    assert told == guarding.derived("seed", "actors") and len(told) == 64
+    assert json.loads(place.start({guarding.ACTORS: ""})[1])[1][guarding.ACTORS] == ""
+    assert (
+        guarding.files({}, ADMIN, "other")[guarded.SECRETS].text != guarding.files({}, ADMIN, "s")[guarded.SECRETS].text
+    )
+    assert guarded.SECRETS not in guarding.files({}, {}, "seed")
+
+
 @pytest.mark.parametrize("name", ["", "A B", "A=B", "A\nB", "1A"])
 def test_what_no_environment_can_hold_is_refused_before_a_server_would_not_start(name: str) -> None:
     with pytest.raises(ValueError, match="cannot be in an environment") as told:
