@@ -112,5 +112,7 @@ def _accounts(accounts: Mapping[str, Any], seed: str) -> Dict[str, Any]:
         }
         for one in accounts.get("api_keys") or []
     ]
-    tokens = {"algorithm": "HS256", "secret_key": derived(seed, "tokens"), "token_expire_in_minutes": 30}
+    # These servers never let a token expire, so one of a password that was changed has to end with its key.
+    signing = derived(seed, f"tokens {json.dumps([accounts['username'], accounts['password']])}")
+    tokens = {"algorithm": "HS256", "secret_key": signing, "token_expire_in_minutes": 30}
     return {"auth_config": tokens, "user_config": [administrator, *clients], "reset": bool(accounts.get("reset"))}
