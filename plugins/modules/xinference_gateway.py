@@ -200,6 +200,7 @@ from ansible_collections.airgap.xinference.plugins.module_utils.gateway.definiti
     faults,
     gateway_of,
     key_faults,
+    shape_faults,
 )
 from ansible_collections.airgap.xinference.plugins.module_utils.gateway.native import Native
 from ansible_collections.airgap.xinference.plugins.module_utils.gateway.running import (
@@ -258,8 +259,9 @@ def main() -> None:
 
 def _present(module: AnsibleModule) -> dict:
     """Judge everything at once, then make it so."""
-    gateway = gateway_of(module.params)
-    problems = key_faults(module.params["keys"]) + faults(gateway)
+    problems, shaped = shape_faults(module.params["servers"], module.params["models"])
+    gateway = gateway_of({**module.params, **shaped})
+    problems += key_faults(module.params["keys"]) + faults(gateway)
     if problems:
         raise GatewayError("The gateway was not changed:\n" + "\n".join(f"- {problem}" for problem in problems))
     runner = _runner(module)

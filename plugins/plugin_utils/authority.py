@@ -19,8 +19,9 @@ import datetime
 import fcntl
 import ipaddress
 import os
+import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,7 @@ else:
 
 AUTHORITY = "authority"
 AUTHORITY_DAYS = 3650
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 SKEW = datetime.timedelta(hours=1)
 """A certificate counts from so much earlier, for clocks that are late."""
 
@@ -82,17 +84,28 @@ def ensure(
 
     One that ends within `renew` days is made again. With `dry` nothing is written. Raises AuthorityError.
     """
+    name = _file_name(name)
     made = Certificate(directory / f"{name}.crt", directory / f"{name}.key", now + datetime.timedelta(days=days))
     if dry and not (directory / f"{AUTHORITY}.crt").exists():
         return Certificate(made.certificate, made.key, made.expires, "there is no authority yet")
     with _locked(directory, dry):
         issuer = _authority(directory, now)
+        for key in () if dry else (directory / f"{AUTHORITY}.key", made.key):
+            with suppress(PermissionError):
+                if key.exists() and key.stat().st_mode & 0o077:  # It was copied here.
+                    key.chmod(0o600)
         reason = _reason(made, issuer, names, now + datetime.timedelta(days=renew))
         if not reason:
             return Certificate(made.certificate, made.key, _read(made.certificate).not_valid_after_utc)
         if not dry:
             _issue(directory, made, issuer, names, now)
         return Certificate(made.certificate, made.key, min(made.expires, issuer.not_valid_after_utc), reason)
+
+
+def _file_name(name: str) -> str:
+    """The name of a gateway's files; no name leads out of the directory, or to the files of the authority."""
+    plain = _UNSAFE.sub("_", name).lstrip(".") or "_"
+    return f"{plain}_" if plain.lower() == AUTHORITY else plain
 
 
 def _authority(directory: Path, now: datetime.datetime) -> x509.Certificate:
@@ -110,8 +123,7 @@ def _authority(directory: Path, now: datetime.datetime) -> x509.Certificate:
         )
         _write(key, _pem(private), 0o600)
         _write(certificate, built.public_bytes(serialization.Encoding.PEM), 0o644)
-    found = _read(certificate)
-    if not _belongs(found, key):
+    if not certificate.exists() or not _belongs(found := _read(certificate), key):
         raise AuthorityError(
             f"{certificate} does not belong to {key}, or one of them is missing. Bring both back from a backup. "
             f"Without one, move {directory} away; a new authority is made then, which every client has to learn of."

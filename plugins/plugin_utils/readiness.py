@@ -61,7 +61,8 @@ def judge_access(needs: Needs) -> list[Finding]:
             Finding("access", "a server that asks who is there, or is reached from its host only", found, cure)
         )
     if needs.backend == "native" and needs.address not in LOOPBACK:
-        found = f"the server's processes talk to each other on ports of {needs.address}, and ask nobody who is there"
+        found = f"the server's processes talk to each other on ports of {needs.address}, and "
+        found += "ask nobody who is there without xinference_auth, or with an xoscar older than 0.12"
         cure = "let it listen on 127.0.0.1 behind a gateway, or let a firewall pass nothing but its port"
         findings.append(Finding("access", "", found, cure, WARNING))
     if needs.login:

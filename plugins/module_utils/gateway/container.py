@@ -53,8 +53,8 @@ class Container:
         return WORKERS if os.geteuid() == 0 else ""
 
     def check(self, release: str) -> str:
-        """What nginx of the image says against a release, empty when it would run it."""
-        arguments = [*self._confined(), *self._command(f"{INSIDE}/{RELEASES}/{release}", "-t", "-q")]
+        """What the engine, or nginx of the image, says against a release; empty when it would run."""
+        arguments = [*self._confined(), *self._logs(), *self._command(f"{INSIDE}/{RELEASES}/{release}", "-t", "-q")]
         answer = self.docker.ask("run", "--rm", *arguments)
         return "" if answer.code == 0 else (answer.err or answer.out).strip()
 
@@ -112,14 +112,16 @@ class Container:
     def _command(self, directory: str, *more: str) -> List[str]:
         return [self.image, "-e", "stderr", "-c", f"{directory}/{CONFIGURATION}", *more]
 
-    def _arguments(self) -> List[str]:
-        logs = [
+    def _logs(self) -> List[str]:
+        return [
             "--log-driver=json-file",
             f"--log-opt=max-size={self.log_max_size}",
             f"--log-opt=max-file={self.log_max_files}",
         ]
+
+    def _arguments(self) -> List[str]:
         stop = ["--stop-signal=SIGQUIT", f"--stop-timeout={STOP_SECONDS}", "--no-healthcheck"]
-        return [*self._confined(), *logs, *stop, *self._command(f"{INSIDE}/{CURRENT}", "-g", "daemon off;")]
+        return [*self._confined(), *self._logs(), *stop, *self._command(f"{INSIDE}/{CURRENT}", "-g", "daemon off;")]
 
     def _definition(self) -> str:
         return hashlib.sha256(json.dumps(self._arguments()).encode()).hexdigest()[:12]

@@ -76,6 +76,27 @@ def faults(gateway: Gateway) -> List[str]:
     return [*_place_faults(gateway), *_route_faults(gateway), *_access_faults(gateway), *_limit_faults(gateway)]
 
 
+def shape_faults(servers: Mapping[str, Any], models: Mapping[str, Any]) -> Tuple[List[str], Dict[str, Dict[str, Any]]]:
+    """What is wrong with the types of servers and models, and those of both that are right, as options."""
+    places = {host: address for host, address in servers.items() if isinstance(address, str)}
+    served = {
+        host: uids
+        for host, uids in models.items()
+        if isinstance(uids, (list, tuple)) and all(isinstance(uid, str) for uid in uids)
+    }
+    found = [
+        f"xinference_gateway_servers: {servers[host]!r} of {host} is not host:port"
+        for host in servers
+        if host not in places
+    ]
+    found += [
+        f"xinference_gateway_models: {models[host]!r} of {host} is no list of model uids"
+        for host in models
+        if host not in served
+    ]
+    return found, {"servers": places, "models": served}
+
+
 def key_faults(keys: Sequence[Mapping[str, Any]]) -> List[str]:
     """What is wrong with the list of keys, before it becomes a mapping."""
     names = [str(key.get("name", "")) for key in keys]

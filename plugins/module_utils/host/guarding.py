@@ -28,6 +28,10 @@ SALT = "XINFERENCE_SITE_SALT"
 """Variable that a file of secrets has besides them. Others see ids and digests of a release, which are hashes of its
 files; with it nobody can try short secrets until one fits."""
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\Z")
+ACTORS = "XOSCAR_AUTH_KEY"
+"""The processes of a server talk to each other on ports of its address, and do what anybody tells them there. With this
+variable only who knows its value is heard (xoscar 0.12 and later, xoscar/serialization/_security.py; others ignore it).
+"""
 READING = ["models:list", "models:read"]
 """What a client may do on a server that gets its accounts from a file."""
 
@@ -45,6 +49,8 @@ def files(secrets: Mapping[str, str], accounts: Mapping[str, Any], seed: str, sh
             f"xinference_server_secrets: {', '.join(map(repr, odd))} cannot be in an environment. Names are letters, "
             "digits and _, and values have no zero byte."
         )
+    if accounts:
+        secrets = {ACTORS: derived(seed, "actors"), **secrets}
     private = SHARED if shared else PRIVATE
     found = {PROGRAM: Entry(str(guarded.__loader__.get_source(guarded.__name__)), PUBLIC)}  # type: ignore[union-attr]
     if secrets and not accounts:  # The accounts have a key of this host's own in them, which does the same.
@@ -111,5 +117,7 @@ def _accounts(accounts: Mapping[str, Any], seed: str) -> Dict[str, Any]:
         }
         for one in accounts.get("api_keys") or []
     ]
-    tokens = {"algorithm": "HS256", "secret_key": derived(seed, "tokens"), "token_expire_in_minutes": 30}
+    # These servers never let a token expire, so one of a password that was changed has to end with its key.
+    signing = derived(seed, f"tokens {json.dumps([accounts['username'], accounts['password']])}")
+    tokens = {"algorithm": "HS256", "secret_key": signing, "token_expire_in_minutes": 30}
     return {"auth_config": tokens, "user_config": [administrator, *clients], "reset": bool(accounts.get("reset"))}

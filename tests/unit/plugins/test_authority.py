@@ -52,6 +52,33 @@ def test_keys_are_for_their_owner_only(tmp_path):
     assert stat.S_IMODE((tmp_path / "authority").stat().st_mode) == 0o700
 
 
+def test_keys_that_were_copied_here_are_closed_again(tmp_path):
+    keys = [tmp_path / "authority" / name for name in ("authority.key", made(tmp_path).key.name)]
+    for key in keys:
+        key.chmod(0o644)
+    assert not made(tmp_path, dry=True).reason and stat.S_IMODE(keys[0].stat().st_mode) == 0o644
+    assert not made(tmp_path).reason
+    assert [stat.S_IMODE(key.stat().st_mode) for key in keys] == [0o600, 0o600]
+
+
+@pytest.mark.parametrize("name", ["authority", "Authority", "../up", "a/b", ".."])
+def test_no_name_of_a_host_leads_to_the_authority_or_out_of_its_directory(tmp_path, name):
+    made(tmp_path)
+    before = {path: path.read_bytes() for path in (tmp_path / "authority").glob("authority.*")}
+    found = ensure(tmp_path / "authority", name, NAMES, 397, 30, NOW)
+    assert found.certificate.parent == tmp_path / "authority" and found.key.exists()
+    assert {path: path.read_bytes() for path in before} == before and len(before) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["authority"]
+
+
+@pytest.mark.parametrize("lost", ["authority.crt", "authority.key"])
+def test_half_an_authority_is_told_with_what_to_do(tmp_path, lost):
+    made(tmp_path)
+    (tmp_path / "authority" / lost).unlink()
+    with pytest.raises(AuthorityError, match="Bring both back from a backup"):
+        made(tmp_path)
+
+
 def test_a_second_time_makes_nothing(tmp_path):
     first = made(tmp_path)
     content = first.certificate.read_bytes()
@@ -90,7 +117,7 @@ def test_the_authority_is_never_replaced(tmp_path):
     (tmp_path / "authority/authority.key").unlink()
     with pytest.raises(AuthorityError, match="Bring both back from a backup"):
         made(tmp_path)
-    with pytest.raises(AuthorityError, match="cannot be read"):
+    with pytest.raises(AuthorityError, match="one of them is missing"):
         (tmp_path / "authority/authority.crt").unlink()
         (tmp_path / "authority/authority.key").write_text("x")
         made(tmp_path)

@@ -1,7 +1,7 @@
 # Copyright: airgap.xinference engineers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The role does not open a server to the network that everybody could use, nor start one that nobody could."""
+"""Roles do not open a server to the network that everybody could use, nor start one that nobody could."""
 
 from __future__ import annotations
 
@@ -16,14 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 COLLECTIONS = ROOT.parents[2] if ROOT.parents[1].name == "ansible_collections" else ROOT / "build/collections"
-PLAY = [
-    {
-        "hosts": "localhost",
-        "connection": "local",
-        "gather_facts": False,
-        "tasks": [{"ansible.builtin.import_role": {"name": "airgap.xinference.xinference_server"}}],
-    }
-]
+PLAY = {"hosts": "localhost", "connection": "local", "gather_facts": False}
 OPEN = "open to everyone who reaches 0.0.0.0:9997"
 
 
@@ -71,7 +64,31 @@ OPEN = "open to everyone who reaches 0.0.0.0:9997"
 def test_what_cannot_be_closed_is_refused_with_all_its_faults(
     tmp_path: Path, wanted: Dict[str, Any], told: List[str]
 ) -> None:
-    (tmp_path / "play.yml").write_text(json.dumps(PLAY))
+    said = refused(tmp_path, "xinference_server", wanted)
+    for part in told:
+        assert part in said
+    assert "s3cret7" not in said and "sk-short" not in said
+    assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.skipif(not shutil.which("ansible-playbook"), reason="ansible-playbook is not installed")
+def test_keys_that_no_server_could_make_are_refused_before_any_is_made(tmp_path: Path) -> None:
+    keys = [1, None, "rag", "RAG", "a/b", {"name": "chat", "state": "gone"}]
+    wanted = {"xinference_auth": True, "xinference_username": "root", "xinference_api_keys": keys}
+    said = " ".join(refused(tmp_path, "xinference_access", wanted).split())
+    for part in (
+        "needs `xinference_username`",
+        "between: a/b;",
+        "present or absent: int, NoneType, gone;",
+        "names a key twice",
+    ):
+        assert part in said, part
+
+
+def refused(tmp_path: Path, role: str, wanted: Dict[str, Any]) -> str:
+    """What is said by a play that ends in a failure because of these variables."""
+    play = {**PLAY, "tasks": [{"ansible.builtin.import_role": {"name": f"airgap.xinference.{role}"}}]}
+    (tmp_path / "play.yml").write_text(json.dumps([play]))
     (tmp_path / "ansible.cfg").touch()
     settings = {
         "ANSIBLE_CONFIG": str(tmp_path / "ansible.cfg"),
@@ -83,7 +100,4 @@ def test_what_cannot_be_closed_is_refused_with_all_its_faults(
     command = ["ansible-playbook", "-vvv", "-i", "localhost,", "-e", json.dumps(variables), str(tmp_path / "play.yml")]
     done = subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stdout + done.stderr
-    for part in told:
-        assert part in done.stdout
-    assert "s3cret7" not in done.stdout and "sk-short" not in done.stdout
-    assert not (tmp_path / "root").exists()
+    return done.stdout

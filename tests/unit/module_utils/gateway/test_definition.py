@@ -17,6 +17,7 @@ from ansible_collections.airgap.xinference.plugins.module_utils.gateway.definiti
     gateway_of,
     key_faults,
     routes,
+    shape_faults,
 )
 
 KEY = "sk-0123456789abcdef"
@@ -88,6 +89,13 @@ def test_keys_are_each_for_one_client() -> None:
     ]
     (fault,) = key_faults([{"name": "a", "key": "1"}, {"name": "b", "key": "1"}])
     assert "the same key under two names" in fault
+
+
+def test_servers_and_models_of_other_types_are_told_and_the_rest_is_judged() -> None:
+    found, right = shape_faults({"a": 5, "b": "gpu-1:1"}, {"a": "llm", "b": ["llm"], "c": 5, "d": [1]})
+    assert right == {"servers": {"b": "gpu-1:1"}, "models": {"b": ["llm"]}}
+    assert [text.partition(" is ")[0].rpartition(" of ")[2] for text in found] == ["a", "a", "c", "d"]
+    assert "xinference_gateway_models: 'llm' of a is no list of model uids" in found
 
 
 def test_each_model_leads_to_the_hosts_that_serve_it() -> None:

@@ -88,6 +88,16 @@ def test_the_container_can_do_little() -> None:
     assert any(part.startswith("--volume=/opt/x/gateway:/etc/xinference-gateway:ro") for part in made)
 
 
+def test_what_the_engine_would_not_take_is_seen_while_the_one_before_still_runs() -> None:
+    engine = Engine({DEFINITION: "1"})
+    gateway = Container(Path("/opt/x/gateway"), "gateway", "sha256:1", engine, "1 hundred", 0)  # type: ignore
+    gateway.check("1234")
+    gateway.start()
+    (tried, *_others), (made,) = engine.calls, [call for call in engine.calls if "--name" in call]
+    options = {part for part in made if part.startswith("--log")}
+    assert len(options) == 3 and options <= set(tried) and "--rm" in tried
+
+
 def test_one_that_was_made_otherwise_is_made_anew() -> None:
     label = {DEFINITION: container(Engine())._definition()}
     assert container(Engine(label)).running()

@@ -141,7 +141,10 @@ def test_secrets_are_mounted_and_not_in_the_environment_that_the_engine_shows() 
 
 def test_values_of_secrets_are_not_shown_in_a_difference() -> None:
     shown = release.difference({"server.env": 'HF_TOKEN="old"\n'}, {"server.env": GUARD["server.env"].text + 'A="1"\n'})
-    assert shown[0]["after"] == "HF_TOKEN=(hidden)\nA=(hidden)\n" and "old" not in shown[0]["before"]
+    assert (
+        shown[0]["after"] == "HF_TOKEN=(hidden)\nXOSCAR_AUTH_KEY=(hidden)\nA=(hidden)\n"
+        and "old" not in shown[0]["before"]
+    )
 
 
 def test_secrets_are_known_by_name_or_value() -> None:

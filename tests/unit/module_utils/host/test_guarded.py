@@ -210,6 +210,18 @@ def test_keys_without_names_of_their_own_hinder_no_start(place: Place) -> None:
     assert [key["key_hash"] for key in json.loads(path.read_text())] == ["#n", "#sk-2", "#sk-3"]
 
 
+def signing_key(files: Dict[str, release.Entry]) -> str:
+    return str(json.loads(files[guarded.ACCOUNTS].text)["auth_config"]["secret_key"])
+
+
+def test_before_3_0_sessions_of_an_old_password_end() -> None:
+    # Its tokens never expire (api/oauth2/auth_service.py of 1.8.1: verify_exp is false).
+    first = signing_key(guarding.files({}, ADMIN, "seed"))
+    assert first == signing_key(guarding.files({}, {**ADMIN, "api_keys": [{"name": "a", "key": "b"}]}, "seed"))
+    assert first != signing_key(guarding.files({}, {**ADMIN, "password": "verysecret-2"}, "seed"))
+    assert first != signing_key(guarding.files({}, ADMIN, "other"))
+
+
 def test_a_server_with_a_file_is_given_it(place: Place) -> None:
     place.package({"api/oauth2/auth_service.py": ""})
     code, said = place.start(api_keys=[{"name": "rag", "key": "sk-0123456789abc"}])
@@ -347,7 +359,7 @@ def test_a_server_that_is_to_be_closed_does_not_start_from_a_release_without_acc
 def test_a_difference_shows_no_secret() -> None:
     files = guarding.files({"A_WORD": "verysecret-3"}, {**ADMIN, "api_keys": [{"name": "a", "key": "sk-x"}]}, "seed")
     shown = json.dumps(release.difference({}, {name: entry.text for name, entry in files.items()}))
-    for secret in ("verysecret", "sk-x", guarding.derived("seed", "tokens")):
+    for secret in ("verysecret", "sk-x", signing_key(files)):
         assert secret not in shown
 
 
@@ -355,6 +367,17 @@ def test_another_user_reads_private_files_by_the_group_of_the_release() -> None:
     files = guarding.files({"A_WORD": "x"}, ADMIN, "seed", shared=True)
     assert [files[name].mode for name in guarding.FILES] == [0o444, 0o440, 0o440]
     assert [entry.mode for entry in guarding.files({"A_WORD": "x"}, ADMIN, "seed").values()] == [0o444, 0o400, 0o400]
+
+
+def test_with_authentication_the_processes_of_a_server_hear_each_other_alone(place: Place) -> None:
+    place.package({"api/oauth2/auth_service.py": ""})
+    told = json.loads(place.start()[1])[1][guarding.ACTORS]
+    assert told == guarding.derived("seed", "actors") and len(told) == 64
+    assert json.loads(place.start({guarding.ACTORS: ""})[1])[1][guarding.ACTORS] == ""
+    assert (
+        guarding.files({}, ADMIN, "other")[guarded.SECRETS].text != guarding.files({}, ADMIN, "s")[guarded.SECRETS].text
+    )
+    assert guarded.SECRETS not in guarding.files({}, {}, "seed")
 
 
 @pytest.mark.parametrize("name", ["", "A B", "A=B", "A\nB", "1A"])
