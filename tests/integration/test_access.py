@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -24,7 +23,9 @@ from conftest import give_up
 from doors import Recorder, run_module
 from servers import NEW, OLD, Server
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+import playbooks
+from playbooks import REPOSITORY
+
 STRANGERS = REPOSITORY / "tests/testbed/strangers.py"
 ADMIN = {"username": "keeper-of-keys", "password": "planted-pass-1"}
 GIVEN_KEY = "sk-A1b2C3d4E5f6G"
@@ -211,13 +212,9 @@ class Site:
         }
         inventory = {"xinference": {"hosts": {"one": {"ansible_connection": "local", **settings}}}}
         (self.place / "hosts.json").write_text(json.dumps(inventory))
-        command = [str(Path(sys.executable).with_name("ansible-playbook")), "-vvv", "--diff", *more]
-        command += ["-i", str(self.place / "hosts.json"), str(REPOSITORY / "playbooks/access.yml")]
-        environment = {**os.environ, "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg")}
-        environment["ANSIBLE_COLLECTIONS_PATH"] = str(REPOSITORY / "build/collections")
-        environment["ANSIBLE_PYTHON_INTERPRETER"] = sys.executable
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=REPOSITORY, check=False)
-        self.said = done.stdout + done.stderr
+        words = ["-vvv", "--diff", *more, "-i", str(self.place / "hosts.json"), "playbooks/access.yml"]
+        done = playbooks.run(*words, environment={"ANSIBLE_PYTHON_INTERPRETER": sys.executable})
+        self.said = done.stdout
         assert done.returncode == expect, self.said
         return self.said.count("\nchanged: [one]")
 
