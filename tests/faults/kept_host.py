@@ -29,11 +29,12 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parent / "integration")]
 import servers
 from ansible_collections.airgap.xinference.plugins.module_utils.server.client import Client, ServerError
 from ansible_collections.airgap.xinference.plugins.module_utils.server.probe import probe
-from sites import REPOSITORY
 from testbed import images
 from testbed.engine import TestbedError, cache, docker
 from testbed.hosts import Host, Testbed
 from testbed.spec import HostSpec
+
+from playbooks import REPOSITORY, run
 
 BACKENDS = ("docker", "native")
 VERSIONS = (servers.NEW, servers.OLD)
@@ -216,24 +217,8 @@ class KeptHost:
         """Run playbooks; returns what they printed. Raises NotSurvived when they fail."""
         settings = self.place / f"variables-{time.monotonic_ns()}.json"
         settings.write_text(json.dumps({**self.variables, **variables}))
-        program = str(Path(sys.executable).with_name("ansible-playbook"))
-        command = [program, "-i", str(self.bed.inventory), "-e", f"@{settings}"]
-        command += [str(REPOSITORY / "playbooks" / f"{name}.yml") for name in playbooks]
-        surroundings = {
-            **os.environ,
-            "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"),
-            "ANSIBLE_COLLECTIONS_PATH": str(REPOSITORY / "build/collections"),
-        }
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=surroundings,
-            cwd=REPOSITORY,
-            check=False,
-        )
+        paths = [f"playbooks/{name}.yml" for name in playbooks]
+        done = run("-i", str(self.bed.inventory), "-e", f"@{settings}", *paths)
         if expect is not None and done.returncode != expect:
             raise NotSurvived(f"{', '.join(playbooks)} ended with {done.returncode}: {done.stdout[-4000:]}")
         return done.stdout
@@ -241,8 +226,13 @@ class KeptHost:
     def deploy(self) -> None:
         """Bring the host up and make it serve, from nothing."""
         self.host = self.bed.up([self.spec])[self.spec.name]
+        self.play("bundle")
+        self.begin()
+
+    def begin(self) -> None:
+        """Make the host serve from the bundle that is there."""
         self.host.exec("sh", "-c", f"mkdir -p {ODD}/{NEVER} && echo '{{}}' > {ODD}/{NEVER}/config.json")
-        self.play("bundle", "site")
+        self.play("site")
 
     def find(self) -> bool:
         """Use a host that an earlier run left standing; returns whether there is one."""

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from doors import Recorder, run_module
 from servers import NEW, OLD, Server
 from sieges import ADMIN, GIVEN_KEY, SECRET, besieged, guard_in, nobody_got_in
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+import playbooks
 
 
 @pytest.fixture(scope="module")
@@ -171,13 +170,9 @@ class Site:
         }
         inventory = {"xinference": {"hosts": {"one": {"ansible_connection": "local", **settings}}}}
         (self.place / "hosts.json").write_text(json.dumps(inventory))
-        command = [str(Path(sys.executable).with_name("ansible-playbook")), "-vvv", "--diff", *more]
-        command += ["-i", str(self.place / "hosts.json"), str(REPOSITORY / "playbooks/access.yml")]
-        environment = {**os.environ, "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg")}
-        environment["ANSIBLE_COLLECTIONS_PATH"] = str(REPOSITORY / "build/collections")
-        environment["ANSIBLE_PYTHON_INTERPRETER"] = sys.executable
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=REPOSITORY, check=False)
-        self.said = done.stdout + done.stderr
+        words = ["-vvv", "--diff", *more, "-i", str(self.place / "hosts.json"), "playbooks/access.yml"]
+        done = playbooks.run(*words, environment={"ANSIBLE_PYTHON_INTERPRETER": sys.executable})
+        self.said = done.stdout
         assert done.returncode == expect, self.said
         return self.said.count("\nchanged: [one]")
 

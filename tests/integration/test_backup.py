@@ -20,7 +20,7 @@ from typing import Any, Callable, Dict, Iterator, List
 import pytest
 from ansible_collections.airgap.xinference.plugins.module_utils.server.client import AccessRefused, Client
 from conftest import ADMIN
-from native_hosts import NativeHost
+from native_hosts import ServedHost
 from servers import Missing
 
 TEXT = "a sentence that was embedded before"
@@ -46,9 +46,9 @@ BY_HAND = {
 
 
 @pytest.fixture
-def hosts(tmp_path: Path, models: Callable[[str], str]) -> Iterator[Callable[[str], NativeHost]]:
+def hosts(tmp_path: Path, models: Callable[[str], str]) -> Iterator[Callable[[str], ServedHost]]:
     """A function from a name to a host that is shipped to and not served yet; all are stopped at the end."""
-    made: List[NativeHost] = []
+    made: List[ServedHost] = []
     variables: Dict[str, Any] = {
         "xinference_server_auth": True,
         "xinference_username": ADMIN["username"],
@@ -58,9 +58,9 @@ def hosts(tmp_path: Path, models: Callable[[str], str]) -> Iterator[Callable[[st
         "xinference_server_environment": {"OMP_NUM_THREADS": "2"},
     }
 
-    def make(name: str) -> NativeHost:
+    def make(name: str) -> ServedHost:
         try:
-            made.append(NativeHost(tmp_path / name, {"minilm": models("minilm")}, variables, name=name))
+            made.append(ServedHost(tmp_path / name, {"minilm": models("minilm")}, variables, name=name))
         except Missing as error:
             pytest.skip(str(error))
         return made[-1]
@@ -71,7 +71,7 @@ def hosts(tmp_path: Path, models: Callable[[str], str]) -> Iterator[Callable[[st
             host.play("stop")
 
 
-def serve(host: NativeHost) -> None:
+def serve(host: ServedHost) -> None:
     """Serve, with an administrator."""
     host.play("serve")
     with contextlib.closing(sqlite3.connect(host.root / "home/auth/auth.db")) as database:
@@ -81,7 +81,7 @@ def serve(host: NativeHost) -> None:
         Client(host.endpoint, timeout=60.0).setup_admin(str(token[0]), **ADMIN)
 
 
-def embedding(host: NativeHost, key: str) -> List[float]:
+def embedding(host: ServedHost, key: str) -> List[float]:
     """What a client gets who has nothing but a key; it waits for the model as clients do."""
     client, limit = Client(host.endpoint, api_key=key, timeout=60.0), time.monotonic() + READY_LIMIT
     while "minilm" not in client.models():
@@ -101,7 +101,7 @@ def key_pair(place: Path, name: str) -> Path:
     return place / f"{name}.key"
 
 
-def lasting(host: NativeHost) -> List[Path]:
+def lasting(host: ServedHost) -> List[Path]:
     """The files of accounts, without those that a database has only while somebody writes."""
     return sorted(path for path in (host.root / "home").rglob("auth/*") if not path.name.endswith(("-wal", "-shm")))
 
@@ -111,7 +111,7 @@ def words(output: str) -> str:
     return " ".join(output.split())
 
 
-def check_unseen(output: str, host: NativeHost, *secrets: str) -> None:
+def check_unseen(output: str, host: ServedHost, *secrets: str) -> None:
     """No secret stands in what a playbook printed, and nothing of the databases either."""
     files = [(host.root / "home/auth" / name).read_text() for name in ("encryption_key", "jwt_secret_key")]
     for secret in (*secrets, ADMIN["password"], *files):
@@ -123,7 +123,7 @@ def check_unseen(output: str, host: NativeHost, *secrets: str) -> None:
 
 
 def test_the_same_key_fetches_the_same_embedding_from_another_host(
-    hosts: Callable[[str], NativeHost], tmp_path: Path
+    hosts: Callable[[str], ServedHost], tmp_path: Path
 ) -> None:
     right, wrong = key_pair(tmp_path, "right"), key_pair(tmp_path, "wrong")
     old = hosts("gpu-1")

@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any, Dict, Iterator, List
 
@@ -17,6 +16,8 @@ import pytest
 from ad_hoc import ROOT, run_module
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.ingest import Request, write_bundle
 from sites import Site, make_model
+
+import playbooks
 
 MIB = 1024**2
 
@@ -36,20 +37,8 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def play(name: str, *arguments: str, **variables: Any) -> subprocess.CompletedProcess[str]:
     """Run a playbook of the collection on this machine; its output without line breaks, which YAML puts anywhere."""
-    command = [str(Path(sys.executable).with_name("ansible-playbook")), f"playbooks/{name}.yml", "-i", "localhost,"]
-    for variable, value in variables.items():
-        command += ["-e", f"{variable}={value}"]
-    environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
-    environment["ANSIBLE_COLLECTIONS_PATH"] = str(ROOT / "build/collections")
-    ended = subprocess.run(
-        [*command, *arguments],
-        cwd=str(ROOT),
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
+    words = [part for variable, value in variables.items() for part in ("-e", f"{variable}={value}")]
+    ended = playbooks.run(f"playbooks/{name}.yml", "-i", "localhost,", *words, *arguments)
     ended.stdout = " ".join(ended.stdout.split())
     return ended
 

@@ -21,7 +21,9 @@ from ansible_collections.airgap.xinference.plugins.module_utils.bundle.images im
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.ingest import Request, write_bundle
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import Bundle
 from engines import PrivateEngine, tar_of
-from sites import REPOSITORY, Site, make_bundle, make_model, make_wheel
+from sites import Site, make_bundle, make_model, make_wheel
+
+import playbooks
 
 WEIGHTS = 3 * 1024 * 1024
 
@@ -68,11 +70,8 @@ class Host(Site):
     def cleanup(self, *arguments: str) -> str:
         """Run the playbook and return what it says."""
         self.command("xinference_store", {}, [])
-        program = str(Path(sys.executable).with_name("ansible-playbook"))
-        command = [program, "-i", str(self.place / "hosts.json"), str(REPOSITORY / "playbooks/cleanup.yml")]
-        more = ["-e", f"xinference_hosts=all xinference_root={self.root}", *arguments]
-        environment = {**self.surroundings(), "ANSIBLE_NOCOLOR": "1", "COLUMNS": "200"}
-        done = subprocess.run([*command, *more], env=environment, capture_output=True, text=True, check=False)
+        inventory = ["-i", str(self.place / "hosts.json"), "-e", f"xinference_hosts=all xinference_root={self.root}"]
+        done = playbooks.run("playbooks/cleanup.yml", *inventory, *arguments, environment={"COLUMNS": "200"})
         assert done.returncode == 0, done.stdout
         return done.stdout
 

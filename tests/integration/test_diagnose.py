@@ -22,19 +22,19 @@ import pytest
 from ansible_collections.airgap.xinference.plugins.plugin_utils.diagnosis import judge
 from ansible_collections.airgap.xinference.plugins.plugin_utils.findings import Finding
 from doors import run_module
-from natives import NativeHost
+from native_hosts import StartedHost
 from servers import NEW, Missing
 
 SECRET = "pl4nted-$ecret/of the site"
 
 
 @pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NativeHost]:
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartedHost]:
     """A host that serves with a real 4.1.0, without authentication, on loopback."""
     if os.geteuid() != 0:
         pytest.skip("files are given to other users here")
     try:
-        found = NativeHost(tmp_path_factory.mktemp("diagnosed"), NEW)
+        found = StartedHost(tmp_path_factory.mktemp("diagnosed"), NEW)
     except Missing as error:
         pytest.skip(str(error))
     found.ship()
@@ -44,13 +44,13 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NativeHost]:
 
 
 @pytest.fixture(scope="module")
-def running(host: NativeHost) -> NativeHost:
+def running(host: StartedHost) -> StartedHost:
     """The same with its server up, as the tests before the first that stops it have it."""
     host.start()
     return host
 
 
-def diagnosed(host: NativeHost, check: bool = False, **options: Any) -> List[Finding]:
+def diagnosed(host: StartedHost, check: bool = False, **options: Any) -> List[Finding]:
     told, _seconds = run_module("xinference_diagnose", {"root": str(host.root), **options}, check)
     assert not told.get("failed") and not told["changed"], told
     return judge(told["facts"])
@@ -71,27 +71,27 @@ def kept(root: Path) -> Dict[str, Any]:
     }
 
 
-def test_what_was_never_installed_is_told_in_one_sentence(host: NativeHost, tmp_path: Path) -> None:
-    done = host.play(xinference_root=str(tmp_path / "none"), xinference_diagnose_strict=True)
-    assert done.returncode and "1 finding" in done.stdout and "playbooks/site.yml installs it" in done.stdout
+def test_what_was_never_installed_is_told_in_one_sentence(host: StartedHost, tmp_path: Path) -> None:
+    missing: Dict[str, Any] = {"xinference_root": str(tmp_path / "none")}
+    printed = host.play("diagnose", expect=2, xinference_diagnose_strict=True, **missing)
+    assert "1 finding" in printed and "playbooks/site.yml installs it" in printed
     assert not (tmp_path / "none").exists()
 
 
-def test_what_was_shipped_and_never_started_is_told(host: NativeHost) -> None:
+def test_what_was_shipped_and_never_started_is_told(host: StartedHost) -> None:
     found = one(diagnosed(host), "start-up log")
     assert found.found == "it does not run" and "xinferencectl start" in found.cure
 
 
-def test_a_healthy_host_has_no_findings_and_stays_as_it_is(running: NativeHost) -> None:
+def test_a_healthy_host_has_no_findings_and_stays_as_it_is(running: StartedHost) -> None:
     before = kept(running.root)
-    done = running.play(xinference_diagnose_strict=True)
-    assert done.returncode == 0 and "Diagnosed 1 host: nothing was found." in done.stdout, done.stdout
-    assert "changed=0" in done.stdout
+    printed = running.play("diagnose", xinference_diagnose_strict=True)
+    assert "Diagnosed 1 host: nothing was found." in printed and "changed=0" in printed, printed
     assert diagnosed(running, check=True) == diagnosed(running, deep=True) == []
     assert kept(running.root) == before
 
 
-def test_a_home_that_others_may_read_or_write(running: NativeHost) -> None:
+def test_a_home_that_others_may_read_or_write(running: StartedHost) -> None:
     home = running.root / "home"
     home.chmod(0o755)
     found = one(diagnosed(running), "permissions")
@@ -108,7 +108,7 @@ def test_a_home_that_others_may_read_or_write(running: NativeHost) -> None:
     assert diagnosed(running) == []
 
 
-def test_a_file_of_secrets_that_others_may_read(running: NativeHost) -> None:
+def test_a_file_of_secrets_that_others_may_read(running: StartedHost) -> None:
     definition = (running.root / "current/service.json").resolve()
     closed = [path for path in definition.parents if not path.stat().st_mode & 0o001]
     modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (definition, *closed)}
@@ -126,7 +126,7 @@ def test_a_file_of_secrets_that_others_may_read(running: NativeHost) -> None:
     assert diagnosed(running) == []
 
 
-def test_a_damaged_and_a_lost_blob(running: NativeHost) -> None:
+def test_a_damaged_and_a_lost_blob(running: StartedHost) -> None:
     weights = next((running.root / "models/alpha").glob("*/weights.bin"))
     whole, status = weights.read_bytes(), weights.stat()
     weights.chmod(0o644)
@@ -152,7 +152,7 @@ def test_a_damaged_and_a_lost_blob(running: NativeHost) -> None:
     assert diagnosed(running) == []
 
 
-def test_a_server_that_was_killed_and_a_stranger_on_its_port(running: NativeHost) -> None:
+def test_a_server_that_was_killed_and_a_stranger_on_its_port(running: StartedHost) -> None:
     running.kill()
     found = one(diagnosed(running), "start-up log")
     assert re.match(r"it ended with code -9 after [\d.]+ s", found.found) and "xinferencectl start" in found.cure
@@ -171,7 +171,7 @@ def test_a_server_that_was_killed_and_a_stranger_on_its_port(running: NativeHost
         running.stop()
 
 
-def test_a_missing_switch_and_a_server_without_an_account(host: NativeHost) -> None:
+def test_a_missing_switch_and_a_server_without_an_account(host: StartedHost) -> None:
     host.auth = True
     host.release({"HF_HUB_OFFLINE": None, "SITE_PASSWORD": SECRET}, models=[])
     host.start()
@@ -187,19 +187,18 @@ def test_a_missing_switch_and_a_server_without_an_account(host: NativeHost) -> N
     assert "xinferencectl restart" in told["offline switches"].cure
 
 
-def test_what_is_packed_for_support_has_no_secret(host: NativeHost) -> None:
+def test_what_is_packed_for_support_has_no_secret(host: StartedHost) -> None:
     log = host.root / "logs/server.log"
     (token,) = set(re.findall(r"Setup token: (\S+)", log.read_text()))
     keys = [path.read_text().strip() for path in (host.root / "home/auth").glob("*key*")]
     with log.open("a") as file:
         file.write(f"somebody printed {SECRET}\nAuthorization: Bearer sk-abcdefgh12345678\n")
     support = host.place / "support"
-    done = host.play(
-        "--tags", "collect", xinference_diagnose_directory=str(support), xinference_diagnose_log_limit="1M"
-    )
-    assert done.returncode == 0 and "changed=0" in done.stdout, done.stdout
+    collecting: Dict[str, Any] = {"xinference_diagnose_directory": str(support), "xinference_diagnose_log_limit": "1M"}
+    printed = host.play("diagnose", "--tags", "collect", **collecting)
+    assert "changed=0" in printed, printed
     (archive,) = support.iterdir()
-    assert re.fullmatch(r"localhost-\d{8}T\d{6}Z\.tar\.gz", archive.name)
+    assert re.fullmatch(rf"{host.name}-\d{{8}}T\d{{6}}Z\.tar\.gz", archive.name)
     assert stat.S_IMODE(archive.stat().st_mode) == 0o600
     with tarfile.open(archive) as packed:
         packed.extractall(host.place / "out", filter="data")
@@ -207,7 +206,7 @@ def test_what_is_packed_for_support_has_no_secret(host: NativeHost) -> None:
     assert any(name.endswith("/logs/server.log") and "Setup token: (hidden)" in text for name, text in texts.items())
     secrets = [token, SECRET, "sk-abcdefgh12345678", *keys]
     assert keys and [name for name, text in texts.items() if any(secret in text for secret in secrets)] == []
-    assert not any(name.endswith(".db") for name in texts) and SECRET not in done.stdout
+    assert not any(name.endswith(".db") for name in texts) and SECRET not in printed
     # The search sees a secret where there is one.
     assert token in log.read_text() and SECRET in (host.root / "current/service.json").read_text().replace("\\", "")
     shutil.rmtree(host.place / "out")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +22,8 @@ from ansible_collections.airgap.xinference.plugins.module_utils.bundle.sources i
 from ansible_collections.airgap.xinference.plugins.module_utils.server.spec import parse
 from engines import tar_of
 from sites import REPOSITORY, make_model, make_wheel
+
+import playbooks
 
 sys.path.insert(0, str(REPOSITORY / "tests"))
 from testbed.hosts import Testbed
@@ -62,25 +63,6 @@ def play(place: Path, tasks: List[Dict[str, Any]]) -> Path:
     return path
 
 
-def ansible(*arguments: str, cwd: Path) -> Any:
-    """Run ansible-playbook of this environment."""
-    settings = {
-        "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"),
-        "ANSIBLE_COLLECTIONS_PATH": str(REPOSITORY / "build/collections"),
-        "ANSIBLE_NOCOLOR": "1",
-    }
-    command = [str(Path(sys.executable).with_name("ansible-playbook")), *arguments]
-    return subprocess.run(
-        command,
-        cwd=cwd,
-        env={**os.environ, **settings},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 def variables(name: str, place: Path) -> Dict[str, Dict[str, Any]]:
     """What Ansible makes of an inventory, by host."""
     shown = ", ".join(f"'{each}': xinference_{each} | default(none)" for each in NAMES)
@@ -90,9 +72,9 @@ def variables(name: str, place: Path) -> Dict[str, Dict[str, Any]]:
         "mode": "0600",
     }
     tasks = [{"ansible.builtin.copy": keep, "become": False, "vars": {"ansible_python_interpreter": sys.executable}}]
-    done = ansible("-i", str(INVENTORIES / name), str(play(place, tasks)), cwd=place)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "WARNING" not in done.stdout + done.stderr
+    done = playbooks.run("-i", str(INVENTORIES / name), str(play(place, tasks)), cwd=place)
+    assert done.returncode == 0, done.stdout
+    assert "WARNING" not in done.stdout
     return {path.stem: json.loads(path.read_text()) for path in place.glob("*.json") if path.name != "play.json"}
 
 
@@ -154,10 +136,10 @@ def bed() -> Iterator[Testbed]:
 def test_a_dry_run_on_hosts_goes_through(name: str, bed: Testbed, tmp_path: Path) -> None:
     bundle = make_bundle(name, tmp_path)
     reach = ["-i", str(INVENTORIES / name), "-i", str(bed.inventory), "-l", ",".join(UIDS[name])]
-    done = ansible(
+    done = playbooks.run(
         *reach, "--check", "-e", f"xinference_bundle_dir={bundle}", str(REPOSITORY / "playbooks/site.yml"), cwd=tmp_path
     )
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr
+    assert done.returncode == 0, done.stdout[-6000:]
     count = len(UIDS[name])
     assert f"Ready: {count} of {count} host" in done.stdout
     for host, uids in UIDS[name].items():
@@ -171,10 +153,9 @@ def test_a_hand_made_site_is_imported(tmp_path: Path) -> None:
         "EMBEDDING_INSTALL_ENABLE=true\nEMBEDDING_GPU=1\nTTS_INSTALL_ENABLE=false\nTTS_GPU=0\n"
     )
     names = {"config_ini": tmp_path / "config.ini", "address": "192.0.2.5", "site": tmp_path / "site"}
-    command = ["ansible-playbook", "-i", "localhost,", "playbooks/import.yml"]
-    command += [word for name, value in names.items() for word in ("-e", f"{name}={value}")]
+    words = [word for name, value in names.items() for word in ("-e", f"{name}={value}")]
     for changed in (2, 0):
-        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        done = playbooks.run("-i", "localhost,", "playbooks/import.yml", *words)
         assert done.returncode == 0 and f"changed={changed}" in done.stdout, done.stdout
     listed = subprocess.run(
         ["ansible-inventory", "-i", str(tmp_path / "site"), "--host", "gpu-1"],

@@ -25,30 +25,28 @@ from servers import NEW, OLD, Missing, Server
 Entry = Dict[str, Any]
 # What comes back here the keeper brought back, and not the server itself; but of a model whose process died 1.8.1 never
 # lets go, so there the server has to start it anew.
-ALONE = {NEW: "0", OLD: "5"}
+RECOVERIES_OF_OLD = "5"
 IDLE_S = 40.0
+# Several rounds of a keeper that looks every second.
+QUIET_S = 5.0
 
 
-def start(version: str) -> Iterator[Server]:
-    """A server of a test's own, which may be killed and started again."""
+@pytest.fixture(params=[NEW, OLD])
+def own(request: pytest.FixtureRequest, server_of: Callable[[str], Server]) -> Iterator[Server]:
+    """A server of each version in turn, which may be killed and started again."""
+    if request.param == NEW:
+        # It is as every other of this version.
+        shared = server_of(NEW)
+        shared.clear()
+        yield shared
+        shared.clear()
+        return
     try:
-        server = servers.start(version, env={"XINFERENCE_MODEL_ACTOR_AUTO_RECOVER_LIMIT": ALONE[version]})
+        server = servers.start(OLD, env={"XINFERENCE_MODEL_ACTOR_AUTO_RECOVER_LIMIT": RECOVERIES_OF_OLD})
     except Missing as error:
         pytest.skip(str(error))
     yield server
     server.stop()
-
-
-@pytest.fixture(params=[NEW, OLD])
-def own(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """A server of each version in turn."""
-    yield from start(request.param)
-
-
-@pytest.fixture
-def own_new() -> Iterator[Server]:
-    """A 4.1.0 server, for what is the keeper's matter alone, and the same with every version."""
-    yield from start(NEW)
 
 
 @pytest.fixture
@@ -124,23 +122,23 @@ def test_models_come_back_whatever_ends_them(own: Server, entries: Callable[...,
 
 
 def test_the_keeper_itself_may_be_killed_in_the_midst_of_a_launch(
-    own_new: Server, entries: Callable[..., List[Entry]], tmp_path: Path
+    new_server: Server, entries: Callable[..., List[Entry]], tmp_path: Path
 ) -> None:
-    with keeping(own_new, tmp_path, entries("keep-a", "keep-b")) as kept:
-        kept.until(lambda: len(own_new.client().instances()) == 2, 100)
+    with keeping(new_server, tmp_path, entries("keep-a", "keep-b")) as kept:
+        kept.until(lambda: len(new_server.client().instances()) == 2, 100)
         kept.stop(signal.SIGKILL)
         kept.start()
         kept.until(lambda: kept.ready("keep-a", "keep-b") and not kept.told["doing"], 300)
-        assert sorted(own_new.client().models()) == ["keep-a", "keep-b"]
+        assert sorted(new_server.client().models()) == ["keep-a", "keep-b"]
         applied = kept.converge(entries("keep-a", "keep-b"))
         assert not applied.changed and not applied.message
 
 
 def test_ansible_and_the_keeper_at_the_same_moment_launch_every_model_once(
-    own_new: Server, entries: Callable[..., List[Entry]], tmp_path: Path
+    new_server: Server, entries: Callable[..., List[Entry]], tmp_path: Path
 ) -> None:
     wanted = entries("keep-a", "keep-b")
-    with keeping(own_new, tmp_path, wanted) as kept:
+    with keeping(new_server, tmp_path, wanted) as kept:
         kept.until(lambda: held(tmp_path / "state/lock"), 60)
         found: List[Any] = []
         ansible = threading.Thread(target=lambda: found.append(kept.converge(wanted)))
@@ -149,7 +147,7 @@ def test_ansible_and_the_keeper_at_the_same_moment_launch_every_model_once(
         assert found and found[0].message == ""
         kept.until(lambda: kept.ready("keep-a", "keep-b") and not kept.told["doing"], 100)
         assert "somebody else wants to change models" in kept.log
-        assert len(own_new.client().instances()) == 2 and not kept.converge(wanted).changed
+        assert len(new_server.client().instances()) == 2 and not kept.converge(wanted).changed
 
 
 def test_the_list_that_ansible_converges_to_is_put_in_force_when_it_is_right(
@@ -182,10 +180,10 @@ def test_the_list_that_ansible_converges_to_is_put_in_force_when_it_is_right(
 
 
 def test_a_model_that_can_never_be_launched_keeps_nobody_else_from_coming_back(
-    own_new: Server, entries: Callable[..., List[Entry]], tmp_path: Path
+    new_server: Server, entries: Callable[..., List[Entry]], tmp_path: Path
 ) -> None:
     never = {**entries("keep-never")[0], "model_path": str(tmp_path / "nowhere")}
-    with keeping(own_new, tmp_path, [never, *entries("keep-a")]) as kept:
+    with keeping(new_server, tmp_path, [never, *entries("keep-a")]) as kept:
         kept.until(lambda: kept.ready("keep-a") and kept.model("keep-never")["failures"] >= 1, 300)
         assert kept.model("keep-never")["again"] > 0 and kept.model("keep-never")["fault"]["what"]
         os.kill(process_of("keep-a"), signal.SIGKILL)
@@ -195,28 +193,22 @@ def test_a_model_that_can_never_be_launched_keeps_nobody_else_from_coming_back(
 
 
 def test_another_policy_leaves_what_somebody_stopped(
-    own_new: Server, entries: Callable[..., List[Entry]], tmp_path: Path
+    new_server: Server, entries: Callable[..., List[Entry]], tmp_path: Path
 ) -> None:
-    with keeping(own_new, tmp_path, entries("keep-a", "keep-b"), policy="report") as kept:
+    with keeping(new_server, tmp_path, entries("keep-a", "keep-b"), policy="report") as kept:
         kept.until(lambda: kept.ready("keep-a", "keep-b") and not kept.told["doing"], 300)
-        own_new.client().terminate("keep-a")
+        new_server.client().terminate("keep-a")
         os.kill(process_of("keep-b"), signal.SIGKILL)
         kept.until(lambda: kept.model("keep-b")["restarts"] == 1 and kept.ready("keep-b"), 200)
-        assert kept.model("keep-a")["kind"] == "stopped by hand" and "keep-a" not in own_new.client().models()
+        assert kept.model("keep-a")["kind"] == "stopped by hand" and "keep-a" not in new_server.client().models()
 
 
 def test_a_refused_login_is_tried_once_and_the_right_one_of_another_release_at_once(
-    models: Callable[[str], str], entries: Callable[..., List[Entry]], tmp_path: Path
+    guarded_server: Server, entries: Callable[..., List[Entry]], tmp_path: Path
 ) -> None:
-    try:
-        server = servers.start(NEW, auth=True)
-    except Missing as error:
-        pytest.skip(str(error))
     with contextlib.ExitStack() as stack:
-        stack.callback(server.stop)
-        server.client().setup_admin(server.setup_token(), ADMIN["username"], ADMIN["password"])
-        door = stack.enter_context(Recorder(server.endpoint))
-        kept = Kept(server, tmp_path)
+        door = stack.enter_context(Recorder(guarded_server.endpoint))
+        kept = Kept(guarded_server, tmp_path)
         kept.endpoint = door.endpoint
         kept.login = {**ADMIN, "password": "not-the-right-one"}
         kept.release(entries("keep-a"))
@@ -225,10 +217,10 @@ def test_a_refused_login_is_tried_once_and_the_right_one_of_another_release_at_o
         kept.until(lambda: "refused the login" in kept.told["problem"], 60)
         asked = list(door.lines)
         assert asked.count("POST /token 401") == 1
-        time.sleep(10)
+        time.sleep(QUIET_S)
         kept.stop()
         kept.start()
-        time.sleep(5)
+        time.sleep(QUIET_S)
         assert door.lines == asked, "nothing at all is sent, by a keeper started anew neither"
         readable = [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_mode & 0o044]
         assert not [path for path in readable if b"not-the-right-one" in path.read_bytes()]
@@ -236,12 +228,14 @@ def test_a_refused_login_is_tried_once_and_the_right_one_of_another_release_at_o
         kept.release(entries("keep-a"))
         kept.until(lambda: kept.ready("keep-a"), 200)
         assert kept.told["problem"] == "" and kept.told["refused"] is None
+        kept.stop()
+        guarded_server.client(**ADMIN).terminate("keep-a")
 
 
-def test_idle_it_costs_next_to_nothing(own_new: Server, entries: Callable[..., List[Entry]], tmp_path: Path) -> None:
+def test_idle_it_costs_next_to_nothing(new_server: Server, entries: Callable[..., List[Entry]], tmp_path: Path) -> None:
     wanted = entries("keep-a", "keep-b")
-    kept = Kept(own_new, tmp_path, interval=5)
-    with Recorder(own_new.endpoint) as door:
+    kept = Kept(new_server, tmp_path, interval=5)
+    with Recorder(new_server.endpoint) as door:
         kept.endpoint = door.endpoint
         kept.release(wanted)
         kept.converge(wanted)

@@ -6,34 +6,22 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import List
 
 import yaml
 from ansible_collections.airgap.xinference.plugins.module_utils.host import facts
-from sites import REPOSITORY
+
+import playbooks
+from playbooks import REPOSITORY
 
 ROLE = REPOSITORY / "roles" / "xinference_teardown"
 
 
 def tear_down(root: Path, keep: List[str]) -> subprocess.CompletedProcess[str]:
-    program = str(Path(sys.executable).with_name("ansible-playbook"))
     variables = {"xinference_root": str(root), "xinference_teardown_keep": keep, "xinference_teardown_confirm": "yes"}
-    command = [program, "-i", "inventories/quickstart", "playbooks/teardown.yml", "-e", json.dumps(variables)]
-    environment = {**os.environ, "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
-    environment["ANSIBLE_COLLECTIONS_PATH"] = str(REPOSITORY / "build/collections")
-    return subprocess.run(
-        command,
-        cwd=REPOSITORY,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
+    return playbooks.run("-i", "inventories/quickstart", "playbooks/teardown.yml", "-e", json.dumps(variables))
 
 
 def names(root: Path) -> List[str]:

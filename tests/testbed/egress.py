@@ -4,8 +4,8 @@
 """Count every packet and every name query that leaves the hosts of a testbed and the containers on them.
 
 A host without a route refuses to connect before there is a packet, and what was not sent cannot be counted. So the
-hosts of such a test are given what a host with internet has, a default route and a name server (`lead_nowhere`); both
-lead to the machine, which drops what arrives. Every attempt becomes packets, and zero means that nobody tried.
+hosts of such a test are given what a host with internet has, a default route and a name server (`leading_nowhere`);
+both lead to the machine, which drops what arrives. Every attempt becomes packets, and zero means that nobody tried.
 
 The packets are seen by the kernel's own means (AF_PACKET, see packet(7)) in the network namespace of every host and of
 every container on it, from before its first process runs, and a third time where they would leave: on the machine's
@@ -173,11 +173,23 @@ def connected(table: str) -> Iterator[Network]:
             yield Network((int.from_bytes(bytes.fromhex(target)[::-1], "big"), bits), strict=False)
 
 
-def lead_nowhere(host: Host) -> None:
-    """Give a host a default route and a name server, from which nothing comes back."""
+@contextlib.contextmanager
+def leading_nowhere(host: Host) -> Iterator[None]:
+    """A host with a default route and a name server, from which nothing comes back, until the end of the block."""
     machine = host.address.rpartition(".")[0] + ".1"
+    before = host.exec("cat", "/etc/resolv.conf")
+    _name_servers(host, f"nameserver {NAME_SERVER}\n")
     host.exec("ip", "route", "replace", "default", "via", machine)
-    host.exec("sh", "-c", f"echo nameserver {NAME_SERVER} > /etc/resolv.conf")
+    try:
+        yield
+    finally:
+        host.exec("ip", "route", "del", "default")
+        _name_servers(host, before)
+
+
+def _name_servers(host: Host, text: str) -> None:
+    # Docker mounts that file, so it is written to and not replaced.
+    host.exec("sh", "-c", 'printf %s "$1" > /etc/resolv.conf', "sh", text)
 
 
 class Counter:

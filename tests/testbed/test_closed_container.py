@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import time
@@ -18,12 +17,12 @@ from urllib.request import ProxyHandler, Request, build_opener
 
 import pytest
 
-from . import images
-from .hosts import Testbed
-from .spec import HostSpec
-from .test_docker_backend import CONTAINER, Site, changes
+from playbooks import changes
 
-NAME = f"closed-{os.getpid()}"
+from .conftest import Carried
+from .hosts import Testbed
+from .site import SERVER, Site
+
 STRANGERS = Path(__file__).with_name("strangers.py")
 PASSWORD, OLD_KEY = "planted-pass-1", "sk-A1b2C3d4E5f6G"
 ROUND = 60
@@ -31,33 +30,25 @@ LIMIT = 300
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    if os.geteuid() != 0:
-        pytest.skip("the testbed needs root")
-    images.build()
+def site(bare: Testbed, carried: Carried, tmp_path_factory: pytest.TempPathFactory) -> Site:
     place = tmp_path_factory.mktemp("closed")
-    bed = Testbed(NAME)
-    try:
-        host = bed.up([HostSpec("gpu-1")])["gpu-1"]
-        found = Site(host, place, place)
-        found.variables = {
-            "xinference_bundle_dir": str(place / "bundle"),
-            "xinference_images": [{"name": "testbed/xinference:1.8.1-cpu"}],
-            "xinference_backend": "docker",
-            "xinference_image": "testbed/xinference:4.1.0-cpu",
-            "xinference_host": "0.0.0.0",
-            "xinference_server_ulimits": {},
-            "xinference_models": [],
-            "xinference_auth": True,
-            "xinference_username": "keeper-of-keys",
-            "xinference_password": PASSWORD,
-            "xinference_api_keys": ["rag"],
-            "xinference_api_key_directory": str(place / "keys"),
-        }
-        found.play("bundle", "ship")
-        yield found
-    finally:
-        bed.down()
+    variables = {
+        **carried.variables,
+        "xinference_images": [{"name": "testbed/xinference:1.8.1-cpu"}],
+        "xinference_backend": "docker",
+        "xinference_image": "testbed/xinference:4.1.0-cpu",
+        "xinference_host": "0.0.0.0",
+        "xinference_server_ulimits": {},
+        "xinference_models": [],
+        "xinference_auth": True,
+        "xinference_username": "keeper-of-keys",
+        "xinference_password": PASSWORD,
+        "xinference_api_keys": ["rag"],
+        "xinference_api_key_directory": str(place / "keys"),
+    }
+    found = Site(bare.hosts["gpu-1"], place, variables)
+    found.play("ship")
+    return found
 
 
 @contextlib.contextmanager
@@ -110,12 +101,12 @@ def test_a_port_that_is_open_at_once_is_closed_to_strangers(site: Site) -> None:
         site.play("serve")
     nobody_got_in(report)
     assert login(site, PASSWORD) == 200
-    shown = json.dumps(site.container()) + site.inside("env") + site.host.docker("logs", CONTAINER)
+    shown = json.dumps(site.container()) + site.inside("env") + site.host.docker("logs", SERVER)
     assert PASSWORD not in shown and PASSWORD not in site.host.exec("cat", "/opt/xinference/current/compose.yaml")
 
 
 def test_a_lost_database_opens_nothing(site: Site) -> None:
-    site.host.docker("stop", CONTAINER)
+    site.host.docker("stop", SERVER)
     site.host.exec("rm", "-r", "/opt/xinference/home/auth")
     with besieged(site) as report:
         site.play("serve")

@@ -6,27 +6,24 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Dict, List, Tuple
 
 import pytest
 
-from . import images
-from .engine import compose_plugin, docker
-from .hosts import Host, Testbed
-from .spec import HostSpec, gpu_uuid
+from playbooks import REPOSITORY, changes
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from .conftest import PACKAGE, Carried
+from .engine import compose_plugin, docker
+from .hosts import Testbed
+from .site import SERVER, Site
+from .spec import gpu_uuid
+
 RECORDED = REPOSITORY / "tests/unit/module_utils/host/compose"
-NAME = f"docker-{os.getpid()}"
 IMAGE = "testbed/xinference:4.1.0-cpu"
-# Pure Python, small, and not in the image.
-PACKAGE = "emoji"
-CONTAINER = "xinference-server-1"
+CONTAINER = SERVER
 KEEPER = "xinference-keeper-1"
 SECRET = "s3cr'et $HOME"
 ISOLATED: Dict[str, Any] = {
@@ -53,87 +50,37 @@ def test_compose_accepts_the_recorded_projects(name: str, tmp_path: Path) -> Non
         assert server["command"][2].endswith('"$$0" "$$@"')
 
 
-class Site:
-    """One host, its inventory, and playbooks run against it."""
-
-    def __init__(self, host: Host, place: Path, chat: Path) -> None:
-        self.host, self.place = host, place
-        self.variables: Dict[str, Any] = {
-            "xinference_bundle_dir": str(place / "bundle"),
-            "xinference_bundle_engine_requirements": [PACKAGE],
-            "xinference_backend": "docker",
-            "xinference_image": IMAGE,
-            "xinference_engines": "bundle",
-            # The other way round than the host numbers them.
-            "xinference_gpus": [1, 0],
-            "xinference_server_ulimits": {"stack": 67108864},
-            "xinference_server_secrets": {"SITE_TOKEN": SECRET},
-            "xinference_server_mounts": [{"source": "/etc/site.pem", "target": "/etc/site.pem"}],
-            "xinference_verify_report": "",
-            "xinference_models": [
-                {
-                    "model_uid": "chat",
-                    "model_name": "qwen2.5-instruct",
-                    "model_engine": "transformers",
-                    "model_format": "pytorch",
-                    "model_size_in_billions": "0_5",
-                    "quantization": "none",
-                    "gpus": [gpu_uuid(NAME, host.name, 1)],
-                    "virtual_env_packages": [PACKAGE],
-                    "source": {"path": str(chat), "name": "chat"},
-                }
-            ],
-        }
-
-    def play(self, *playbooks: str, expect: int = 0, **variables: Any) -> str:
-        """Run playbooks; returns what they printed."""
-        settings = self.place / "variables.json"
-        settings.write_text(json.dumps({**self.variables, **variables}))
-        bed = self.host.directory / "inventory/hosts.yml"
-        command = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", str(bed), "-e", f"@{settings}"]
-        command += [str(REPOSITORY / "playbooks" / f"{name}.yml") for name in playbooks]
-        surroundings = {**os.environ, "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg")}
-        surroundings["ANSIBLE_COLLECTIONS_PATH"] = str(REPOSITORY / "build/collections")
-        done = subprocess.run(command, capture_output=True, text=True, env=surroundings, cwd=REPOSITORY, check=False)
-        assert (done.returncode == 0) is (expect == 0), done.stdout + done.stderr
-        return done.stdout
-
-    def inside(self, *command: str) -> str:
-        """Run a command in the server's container."""
-        return self.host.docker("exec", CONTAINER, *command)
-
-    def container(self) -> Dict[str, Any]:
-        """The container as the engine shows it."""
-        found: List[Dict[str, Any]] = json.loads(self.host.docker("inspect", CONTAINER))
-        return found[0]
-
-
-def changes(printed: str) -> int:
-    """How many tasks changed something, by the recaps."""
-    return sum(map(int, re.findall(r"changed=(\d+)", printed)))
-
-
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    if os.geteuid() != 0:
-        pytest.skip("the testbed needs root")
-    images.build()
-    place = tmp_path_factory.mktemp("docker")
-    made = subprocess.run(
-        [sys.executable, str(REPOSITORY / "molecule/shared/models.py"), "chat"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    bed = Testbed(NAME)
-    try:
-        host = bed.up([HostSpec("gpu-1")])["gpu-1"]
-        host.exec("sh", "-c", "echo one > /etc/site.pem")
-        found = Site(host, place, Path(json.loads(made.stdout.splitlines()[-1])["chat"]))
-        found.play("bundle", "ship")
-        yield found
-    finally:
-        bed.down()
+def site(bare: Testbed, carried: Carried, tmp_path_factory: pytest.TempPathFactory) -> Site:
+    host = bare.hosts["gpu-1"]
+    host.exec("sh", "-c", "echo one > /etc/site.pem")
+    chat = {
+        "model_uid": "chat",
+        "model_name": "qwen2.5-instruct",
+        "model_engine": "transformers",
+        "model_format": "pytorch",
+        "model_size_in_billions": "0_5",
+        "quantization": "none",
+        "gpus": [gpu_uuid(host.testbed, host.name, 1)],
+        "virtual_env_packages": [PACKAGE],
+        "source": {"path": carried.models["chat"], "name": "chat"},
+    }
+    variables: Dict[str, Any] = {
+        **carried.variables,
+        "xinference_backend": "docker",
+        "xinference_image": IMAGE,
+        "xinference_engines": "bundle",
+        # The other way round than the host numbers them.
+        "xinference_gpus": [1, 0],
+        "xinference_server_ulimits": {"stack": 67108864},
+        "xinference_server_secrets": {"SITE_TOKEN": SECRET},
+        "xinference_server_mounts": [{"source": "/etc/site.pem", "target": "/etc/site.pem"}],
+        "xinference_verify_report": "",
+        "xinference_models": [chat],
+    }
+    found = Site(host, tmp_path_factory.mktemp("docker"), variables)
+    found.play("ship")
+    return found
 
 
 def test_the_server_runs_as_the_inventory_says(site: Site) -> None:
@@ -196,7 +143,6 @@ def test_a_change_of_the_models_leaves_the_container_alone(site: Site) -> None:
     off = [{**entry, "enabled": False} for entry in site.variables["xinference_models"]]
     assert changes(site.play("serve", xinference_models=off)) == 1  # the release
     assert site.container()["Id"] == before
-    site.play("serve")
 
 
 def test_lost_gpus_are_found_and_given_back(site: Site) -> None:
@@ -217,20 +163,24 @@ def test_a_recreation_that_was_interrupted_is_finished(site: Site) -> None:
     names = site.host.docker("ps", "--all", "--format", "{{.Names}}").split()
     assert sorted(names) == [KEEPER, CONTAINER]
     assert site.container()["Id"] != seen["Id"]
-    site.play("serve")
 
 
 def test_settings_that_cannot_be_are_refused_while_the_server_runs_on(site: Site) -> None:
     before, release = site.container()["Id"], site.host.exec("readlink", "/opt/xinference/current")
-    refused: List[Tuple[Dict[str, Any], str]] = [
-        ({"xinference_server_shm_size": "lots"}, "Compose does not take"),
-        ({"xinference_server_container_options": {"nonsense": 1}}, "nonsense is not allowed"),
-        ({"xinference_port": 70000}, "must be from 1 to 65535"),
-        ({"xinference_host": "gpu.site", "xinference_server_allow_open": True}, "must be an IP address"),
-        ({"xinference_server_mounts": [{"source": "/etc", "target": "/models"}]}, "/models is taken"),
+    wrong: Dict[str, Any] = {
+        "xinference_port": 70000,
+        "xinference_host": "gpu.site",
+        "xinference_server_allow_open": True,
+        "xinference_server_mounts": [{"source": "/etc", "target": "/models"}],
+    }
+    refused: List[Tuple[Dict[str, Any], List[str]]] = [
+        ({"xinference_server_shm_size": "lots"}, ["Compose does not take"]),
+        ({"xinference_server_container_options": {"nonsense": 1}}, ["nonsense is not allowed"]),
+        (wrong, ["must be from 1 to 65535", "must be an IP address", "/models is taken"]),
     ]
     for settings, told in refused:
-        assert told in site.play("serve", expect=1, **settings)
+        printed = " ".join(site.play("serve", expect=1, **settings).split())
+        assert all(words in printed for words in told), printed
     assert site.container()["Id"] == before and site.container()["State"]["Health"]["Status"] == "healthy"
     assert site.host.exec("readlink", "/opt/xinference/current") == release
 
@@ -302,8 +252,8 @@ def answers(site: Site, *where: str) -> bool:
 
 def test_a_firewall_lets_named_addresses_alone_reach_a_published_port(site: Site) -> None:
     """The machine that manages the host is let in, another one on the same network is not; SSH is for both."""
-    site.play("serve", **ISOLATED)
-    stranger = ["run", "--rm", "--network", f"testbed-{NAME}", IMAGE]
+    assert site.inside("id", "-u").strip() == "1000", "it is isolated, as the step before left it"
+    stranger = ["run", "--rm", "--network", f"testbed-{site.host.testbed}", IMAGE]
     friend = ["run", "--rm", "--network", "host", IMAGE]
     assert answers(site, *stranger) and answers(site, *friend)
     machine = f"{site.host.address.rpartition('.')[0]}.1"

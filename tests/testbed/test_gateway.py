@@ -10,37 +10,35 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import ssl
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Sequence
+from typing import Any, Dict, Iterator
 
 import pytest
+
+from playbooks import REPOSITORY, changes
 
 from . import images
 from .engine import docker
 from .hosts import Host, Testbed
+from .site import Site
 from .spec import HostSpec
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 NAME = f"gateway-{os.getpid()}"
-CONTAINER = "xinference-gateway"
 KEY, NEXT = "sk-planted-first-0123456789", "sk-planted-second-0123456789"
 SERVE = "nohup python3 /opt/upstream.py 9997 > /dev/null 2>&1 &"
 
 
-class Site:
-    """One host that serves and has the gateway, its inventory, and playbooks run against it."""
+class Gateway(Site):
+    """One host that serves and has the gateway, and its clients."""
+
+    container_name = "xinference-gateway"
 
     def __init__(self, host: Host, place: Path) -> None:
-        self.host, self.place = host, place
-        (place / "gateway.yml").write_text(json.dumps({"xinference_gateway": {"hosts": {host.name: None}}}))
-        self.variables: Dict[str, Any] = {
+        variables: Dict[str, Any] = {
             "xinference_bundle_dir": str(place / "bundle"),
             "xinference_backend": "docker",
             "xinference_models": [],
@@ -48,21 +46,9 @@ class Site:
             "xinference_gateway_authority": str(place / "authority"),
             "xinference_gateway_keys": [{"name": "rag", "key": KEY}],
         }
-
-    def play(self, *playbooks: str, options: Sequence[str] = (), expect: int = 0, **variables: Any) -> str:
-        """Run playbooks; returns what they printed."""
-        settings = self.place / "variables.json"
-        settings.write_text(json.dumps({**self.variables, **variables}))
-        command = [str(Path(sys.executable).with_name("ansible-playbook"))]
-        for inventory in (self.host.directory / "inventory/hosts.yml", self.place / "gateway.yml"):
-            command += ["-i", str(inventory)]
-        command += ["-e", f"@{settings}", *options]
-        command += [str(REPOSITORY / "playbooks" / f"{name}.yml") for name in playbooks]
-        surroundings = {**os.environ, "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg")}
-        surroundings["ANSIBLE_COLLECTIONS_PATH"] = str(REPOSITORY / "build/collections")
-        done = subprocess.run(command, capture_output=True, text=True, env=surroundings, cwd=REPOSITORY, check=False)
-        assert (done.returncode == 0) is (expect == 0), done.stdout + done.stderr
-        return done.stdout
+        super().__init__(host, place, variables)
+        self.inventories.append(place / "gateway.json")
+        self.inventories[-1].write_text(json.dumps({"xinference_gateway": {"hosts": {host.name: None}}}))
 
     def ask(self, method: str, path: str, key: str = "") -> int:
         """The status of a request by a client elsewhere, which trusts the site only; 0 without an answer."""
@@ -83,19 +69,9 @@ class Site:
         except OSError:
             return 0
 
-    def container(self) -> Dict[str, Any]:
-        """The container as the engine shows it."""
-        found: List[Dict[str, Any]] = json.loads(self.host.docker("inspect", CONTAINER))
-        return found[0]
-
-
-def changes(printed: str) -> int:
-    """How many tasks changed something, by the recaps."""
-    return sum(map(int, re.findall(r"changed=(\d+)", printed)))
-
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     if os.geteuid() != 0:
         pytest.skip("the testbed needs root")
     images.host()
@@ -105,26 +81,26 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         host = bed.up([HostSpec("gpu-1", gpus=0)])["gpu-1"]
         docker("cp", str(REPOSITORY / "tests/integration/upstream.py"), f"{host.container}:/opt/upstream.py")
         host.exec("sh", "-c", SERVE)
-        found = Site(host, tmp_path_factory.mktemp("gateway"))
+        found = Gateway(host, tmp_path_factory.mktemp("gateway"))
         yield found
     finally:
         bed.down()
 
 
-def test_the_image_comes_with_the_bundle(site: Site) -> None:
+def test_the_image_comes_with_the_bundle(site: Gateway) -> None:
     assert images.NGINX in site.play("bundle")
     site.play("ship")
     assert images.NGINX in site.host.docker("images", "--format", "{{.Repository}}:{{.Tag}}")
 
 
-def test_wrong_variables_are_refused_together(site: Site) -> None:
+def test_wrong_variables_are_refused_together(site: Gateway) -> None:
     wrong: Dict[str, Any] = {"xinference_gateway_admin_from": ["10.0.0.300"], "xinference_gateway_body_size": "huge"}
     said = site.play("gateway", expect=1, xinference_gateway_keys=[{"name": "rag", "key": "short-planted"}], **wrong)
     assert all(word in said for word in ("10.0.0.300", "huge", "the key of rag has 13 characters"))
     assert "short-planted" not in said and not (site.place / "authority").exists()
 
 
-def test_clients_ask_through_it_and_nobody_administers(site: Site) -> None:
+def test_clients_ask_through_it_and_nobody_administers(site: Gateway) -> None:
     printed = site.play("gateway", options=["-vvv", "--diff"])
     assert KEY not in printed and "PRIVATE KEY" not in printed
     assert site.ask("GET", "/v1/models", KEY) == 200 and site.ask("POST", "/v1/embeddings", KEY) == 200
@@ -137,7 +113,7 @@ def test_clients_ask_through_it_and_nobody_administers(site: Site) -> None:
     )
 
 
-def test_the_container_can_do_little(site: Site) -> None:
+def test_the_container_can_do_little(site: Gateway) -> None:
     seen = site.container()
     limits = seen["HostConfig"]
     assert limits["ReadonlyRootfs"] and limits["CapDrop"] == ["ALL"] and not limits["Privileged"]
@@ -150,19 +126,19 @@ def test_the_container_can_do_little(site: Site) -> None:
     assert limits["SecurityOpt"] == ["no-new-privileges:true"]
     users = {
         line.split()[1]
-        for line in site.host.docker("top", CONTAINER, "-eo", "pid,user,args").splitlines()
+        for line in site.host.docker("top", site.container_name, "-eo", "pid,user,args").splitlines()
         if "worker" in line
     }
     assert users == {"nobody"}
     assert KEY not in json.dumps(seen) and KEY not in site.host.exec("ps", "-eo", "args")
 
 
-def test_a_second_run_changes_nothing(site: Site) -> None:
+def test_a_second_run_changes_nothing(site: Gateway) -> None:
     assert changes(site.play("gateway")) == 0
     assert changes(site.play("gateway", options=["--check", "--diff"])) == 0
 
 
-def test_another_key_is_put_in_force_by_the_same_container(site: Site) -> None:
+def test_another_key_is_put_in_force_by_the_same_container(site: Gateway) -> None:
     before = site.container()["Id"]
     rotated: Dict[str, Any] = {"xinference_gateway_keys": [{"name": "rag", "key": NEXT}]}
     printed = site.play("gateway", options=["--check", "--diff"], **rotated)
@@ -173,7 +149,7 @@ def test_another_key_is_put_in_force_by_the_same_container(site: Site) -> None:
     assert site.host.exec("sh", "-c", f"grep -rl {KEY} /opt/xinference || true") == ""
 
 
-def test_it_comes_back_after_a_reboot(site: Site) -> None:
+def test_it_comes_back_after_a_reboot(site: Gateway) -> None:
     site.host.reboot()
     site.host.exec("sh", "-c", SERVE)
     # By the engine itself; nobody runs a playbook.
@@ -184,7 +160,7 @@ def test_it_comes_back_after_a_reboot(site: Site) -> None:
     assert changes(site.play("gateway", xinference_gateway_keys=[{"name": "rag", "key": NEXT}])) == 0
 
 
-def test_teardown_takes_it_away(site: Site) -> None:
+def test_teardown_takes_it_away(site: Gateway) -> None:
     site.play("teardown", xinference_teardown_confirm="yes")
-    assert CONTAINER not in site.host.docker("ps", "--all", "--format", "{{.Names}}")
+    assert site.container_name not in site.host.docker("ps", "--all", "--format", "{{.Names}}")
     assert site.host.exec("sh", "-c", "ls -A /opt/xinference/gateway 2> /dev/null || true") == ""

@@ -9,20 +9,19 @@ import io
 import json
 import os
 import random
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 from typing import Any, Dict, Iterator
 
 import pytest
 
+import playbooks
+
 from . import engine
 from .engine import docker
 from .hosts import Testbed
 from .spec import HostSpec
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 NAME = f"layers-{os.getpid()}"
 IMAGE = f"testbed/{NAME}:1"
 LAYER = 6 * 1024 * 1024
@@ -76,35 +75,21 @@ def bed(image: str) -> Iterator[Testbed]:
     made.down()
 
 
-def play(bed: Testbed, playbook: Path, place: Path, *more: str) -> str:
+def play(bed: Testbed, name: str, place: Path, *options: str) -> str:
     variables = {
         "xinference_backend": "docker",
         "xinference_bundle_dir": str(place / "bundle"),
         "xinference_images": [{"name": IMAGE}],
         "results": str(place),
     }
-    program = str(Path(sys.executable).with_name("ansible-playbook"))
-    done = subprocess.run(
-        [program, "-i", str(bed.inventory), str(playbook), "--extra-vars", json.dumps(variables), *more],
-        env={
-            **os.environ,
-            "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"),
-            "ANSIBLE_COLLECTIONS_PATH": str(REPOSITORY / "build/collections"),
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+    return playbooks.play([name], [bed.inventory], variables, place, options)
 
 
 @pytest.mark.parametrize("forks", [1, 3])
 def test_layers_leave_the_controller_once(bed: Testbed, tmp_path: Path, forks: int) -> None:
-    play(bed, REPOSITORY / "playbooks/bundle.yml", tmp_path)
+    play(bed, "bundle", tmp_path)
     (tmp_path / "ship.json").write_text(json.dumps(SHIP))
-    said = play(bed, tmp_path / "ship.json", tmp_path, "--forks", str(forks))
+    said = play(bed, str(tmp_path / "ship.json"), tmp_path, "--forks", str(forks))
     results: Dict[str, Dict[str, Any]] = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in HOSTS}
     for name, host in bed.load().items():
         assert [row["action"] for row in results[name]["images"]] == ["load"]
@@ -118,5 +103,5 @@ def test_layers_leave_the_controller_once(bed: Testbed, tmp_path: Path, forks: i
     # The layers, and small things of some hundred KiB for each host.
     assert 2 * LAYER <= sent < 3 * LAYER and got >= 4 * LAYER, said
     assert all(result["refused"] == [] for result in results.values()), said
-    again = play(bed, tmp_path / "ship.json", tmp_path)
+    again = play(bed, str(tmp_path / "ship.json"), tmp_path)
     assert "Ship the bundle, from host to host" not in again

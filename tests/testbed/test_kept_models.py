@@ -7,21 +7,26 @@ from __future__ import annotations
 
 import os
 import random
-from typing import Iterator
 
 import pytest
 from faults.keeping import try_once
-from faults.kept_host import KeptHost, kept_host
+from faults.kept_host import KeptHost
 from faults.model_faults import FAULTS
+
+from .conftest import Carried
+from .hosts import Testbed
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the testbed needs root")
 REFUSES_S = 20.0
 
 
 @pytest.fixture(scope="module")
-def kept() -> Iterator[KeptHost]:
-    with kept_host("docker", "4.1.0") as made:
-        yield made
+def kept(bare: Testbed, carried: Carried, tmp_path_factory: pytest.TempPathFactory) -> KeptHost:
+    made = KeptHost("docker", "4.1.0", bare, tmp_path_factory.mktemp("kept"))
+    made.host = bare.hosts["gpu-1"]
+    made.variables.update(carried.variables)
+    made.begin()
+    return made
 
 
 @pytest.mark.parametrize("name", ["server killed", "keeper and Ansible", "API refuses"])
