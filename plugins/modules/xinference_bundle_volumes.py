@@ -245,7 +245,11 @@ from ansible_collections.airgap.xinference.plugins.module_utils.bundle.join impo
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import BundleError
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.report import volume_table, volume_values
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.sizes import bytes_of, size_text
-from ansible_collections.airgap.xinference.plugins.module_utils.bundle.split import SplitOutcome, split_bundle
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.split import (
+    SplitOutcome,
+    split_bundle,
+    volume_size,
+)
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.trust import TrustError, signers_text
 
 
@@ -279,7 +283,7 @@ def _split(module: AnsibleModule) -> dict:
     outcome = split_bundle(
         params["bundle"],
         params["directory"][0],
-        bytes_of(params["size"]),
+        volume_size(params["size"]),
         bytes_of(params["max_file"]),
         params["base"],
         params["name"],

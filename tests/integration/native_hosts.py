@@ -55,6 +55,8 @@ class NativeHost:
             "xinference_backend": "native",
             "xinference_host": "127.0.0.1",
             "xinference_port": self.port,
+            # A machine that does much else starts a server slowly.
+            "xinference_server_wait_timeout": 480,
             **variables,
         }
 

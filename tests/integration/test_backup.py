@@ -24,7 +24,7 @@ from native_hosts import ServedHost
 from servers import Missing
 
 TEXT = "a sentence that was embedded before"
-READY_LIMIT = 300.0
+READY_LIMIT = 600.0
 MODEL = {
     "model_uid": "minilm",
     "model_name": "bce-embedding-base_v1",

@@ -107,6 +107,8 @@ def test_a_bundle_goes_over_three_sticks_of_which_one_is_damaged(
 
     piece.write_bytes(sound)
     variables["xinference_carry_directory"] = str(sticks[1])
+    joined = play("join", "--check", **variables)
+    assert "would be whole as far as sizes of files tell; check mode reads none" in joined.stdout, joined.stdout
     joined = play("join", **variables)
     assert joined.returncode == 0 and f"The bundle {site} is whole" in joined.stdout, joined.stdout
     assert content(site) == content(bundle)

@@ -52,6 +52,28 @@ def test_what_is_kept_is_known_as_ours_afterwards(tmp_path: Path) -> None:
     assert again.returncode == 0 and "changed=0" in again.stdout, again.stdout
 
 
+def test_copies_of_accounts_go_with_the_home_and_leftovers_always(tmp_path: Path) -> None:
+    root = tmp_path / "site"
+    for name in ("blobs/sha256", "home/auth", "state/before-restore-20261120T203000Z/home/auth", "state/.keeping-a"):
+        (root / name).mkdir(parents=True)
+    for name in (
+        "store.lock",
+        "seed",
+        ".arriving-1",
+        "stamps.json",
+        "before-restore-20261120T203000Z/home/auth/auth.db",
+    ):
+        (root / "state" / name).touch()
+    done = tear_down(root, ["blobs", "home"])
+    assert done.returncode == 0, done.stdout
+    assert names(root / "state") == ["before-restore-20261120T203000Z", "seed", "stamps.json", "store.lock"]
+    done = tear_down(root, ["blobs"])
+    assert done.returncode == 0 and names(root) == ["blobs", "state"], done.stdout
+    assert names(root / "state") == ["stamps.json", "store.lock"]
+    again = tear_down(root, ["blobs"])
+    assert again.returncode == 0 and "changed=0" in again.stdout, again.stdout
+
+
 def test_preflight_and_teardown_mean_the_same_names() -> None:
     told = yaml.safe_load((ROLE / "vars" / "main.yml").read_text())
     assert told["__xinference_teardown_marks"] == list(facts.MARKS)

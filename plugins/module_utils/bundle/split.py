@@ -22,7 +22,7 @@ from .documents import DocumentError, open_regular, parse, read_small
 from .layout import INDEX_FILE, VOLUME_FILE, Bundle, BundleError, cache_dir, verify
 from .lock import locked
 from .manifest import Blob
-from .sizes import size_text
+from .sizes import bytes_of, size_text
 from .trust import SIGNATURE_FILE
 from .volume_dir import VolumeDir, read_base
 from .volumes import (
@@ -44,6 +44,8 @@ UNFINISHED_FILE = "unfinished"
 """File of a volume that is being written: the set it belongs to."""
 REMEMBER = 10.0
 """Seconds after which it is written down what was done, for a run that is killed."""
+SMALLEST = 1024 * 1024
+"""Bytes below which a number without a unit was meant to have one."""
 
 
 @dataclass
@@ -60,6 +62,17 @@ class SplitOutcome:
     linked_bytes: int = 0
     hashed_bytes: int = 0
     omitted_bytes: int = 0
+
+
+def volume_size(text: str) -> int:
+    """The bytes of a volume as people write them. Raises ValueError for what is no size, or lacks its unit."""
+    size, text = bytes_of(text), text.strip()
+    if size < SMALLEST and text.isdigit():
+        raise ValueError(
+            f"{text} without a unit means {size} bytes, which is no size of a volume. Write {text}G for {text} GiB, or "
+            f"{text}M for MiB (xinference_carry_size)."
+        )
+    return size
 
 
 def split_bundle(

@@ -158,8 +158,9 @@ class Native:
     def stop(self) -> bool:
         """Stop the server and everything that belongs to it; returns whether anything was running."""
         with locked(self.root):
-            found = self.managed or bool(self.keepers())
-            if self.managed:
+            managed = self.managed
+            found = managed or bool(self.keepers())
+            if managed:
                 self._note_asked()
             # Before the server, so that it takes nothing for a fault.
             if self._unit_active(self.keeper_name):

@@ -20,7 +20,11 @@ from ansible_collections.airgap.xinference.plugins.module_utils.bundle import vo
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.digest import Stamps
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.ingest import Request, write_bundle
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import Bundle, BundleError, cache_dir
-from ansible_collections.airgap.xinference.plugins.module_utils.bundle.split import SplitOutcome, split_bundle
+from ansible_collections.airgap.xinference.plugins.module_utils.bundle.split import (
+    SplitOutcome,
+    split_bundle,
+    volume_size,
+)
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.volume_dir import VolumeDir, read_base
 
 MIB = 1024**2
@@ -426,3 +430,15 @@ def test_nothing_new_is_one_volume_of_lists(bundle: Path, tmp_path: Path) -> Non
     assert volume.listed.pieces == () and volume.listed.set.base is not None
     problems: List[str] = []
     assert len(volume.contents(problems).artifacts) == 2 and problems == []
+
+
+@pytest.mark.parametrize(("text", "size"), [("29G", 29 << 30), ("5000000000", 5000000000), ("100K", 100 << 10)])
+def test_a_volume_has_the_size_that_is_written(text: str, size: int) -> None:
+    assert volume_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["29", " 29 ", "4700"])
+def test_a_size_without_its_unit_is_told(text: str) -> None:
+    number = text.strip()
+    with pytest.raises(ValueError, match=rf"{number} without a unit means {number} bytes.* Write {number}G for"):
+        volume_size(text)
