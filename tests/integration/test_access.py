@@ -33,6 +33,42 @@ ROUND = 60
 """Attempts of a stranger in which everything was tried once."""
 
 
+ACTOR = """
+import asyncio, sys, cloudpickle, psutil, xoscar
+
+class Stranger(xoscar.StatelessActor):
+    def run(self):
+        return "ran"
+
+cloudpickle.register_pickle_by_value(sys.modules["__main__"])
+
+async def heard(port):
+    try:
+        made = xoscar.create_actor(Stranger, address=f"127.0.0.1:{port}", uid=f"stranger-{port}")
+        return await (await asyncio.wait_for(made, 10)).run() == "ran"
+    except Exception:
+        return False
+
+async def main():
+    api, *pids = map(int, sys.argv[1:])
+    ports = set()
+    for process in map(psutil.Process, pids):
+        found = getattr(process, "net_connections", None) or process.connections
+        ports |= {one.laddr.port for one in found("tcp") if one.status == "LISTEN"} - {api}
+    print([port for port in sorted(ports) if await heard(port)])
+
+asyncio.run(main())
+"""
+
+
+def listening_to(server: Server, key: str = "") -> list[int]:
+    """The ports of a server's processes, beside that of its API, on which a stranger's code is run."""
+    words = [str(servers.environment(server.version) / "bin/python"), "-c", ACTOR, server.endpoint.rpartition(":")[2]]
+    environment = {**os.environ, guarding.ACTORS: key}
+    command = [*words, *map(str, server.pids())]
+    return list(json.loads(subprocess.run(command, env=environment, capture_output=True, check=True).stdout))
+
+
 def guard_in(place: Path, **accounts: Any) -> Path:
     """A directory with what `guarded` reads, as a release has it."""
     shutil.rmtree(place, ignore_errors=True)
@@ -102,10 +138,18 @@ def test_secrets_reach_the_server_and_not_the_environment_that_it_was_started_wi
     assert SECRET.encode() not in words + server.log.encode() and ADMIN["password"].encode() not in words
 
 
+def test_its_processes_hear_each_other_alone(closed: tuple[Server, dict[str, Any]]) -> None:
+    server, _report = closed
+    assert listening_to(server) == []
+    assert listening_to(server, guarding.derived("seed", "actors")) != []
+
+
 def test_before_3_0_it_is_a_file(tmp_path: Path) -> None:
     with besieged(OLD, tmp_path, api_keys=[{"name": "rag", "key": GIVEN_KEY}]) as (server, report):
         nobody_got_in(report)
         assert server.client(**ADMIN).version() == OLD
+        assert listening_to(server) == []
+        assert listening_to(server, guarding.derived("seed", "actors")) != []
         assert server.client(api_key=GIVEN_KEY).models() == {}
         with pytest.raises(AccessRefused):
             server.client(api_key=GIVEN_KEY).launch({"model_uid": "a", "model_name": "b", "model_type": "embedding"})

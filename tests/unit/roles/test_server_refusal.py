@@ -85,6 +85,18 @@ def test_keys_that_no_server_could_make_are_refused_before_any_is_made(tmp_path:
         assert part in said, part
 
 
+@pytest.mark.skipif(not shutil.which("ansible-playbook"), reason="ansible-playbook is not installed")
+def test_a_registration_that_fails_shows_no_secret(tmp_path: Path) -> None:
+    definition = {"model_name": "own-model", "api_key": "s3cretOfTheSite"}
+    wanted = {"xinference_endpoint": "http://127.0.0.1:9", "xinference_models": []}
+    said = refused(
+        tmp_path,
+        "xinference_models",
+        {**wanted, "xinference_registrations": [{"model_type": "LLM", "definition": definition}]},
+    )
+    assert "own-model" in said and "s3cretOfTheSite" not in said
+
+
 def refused(tmp_path: Path, role: str, wanted: Dict[str, Any]) -> str:
     """What is said by a play that ends in a failure because of these variables."""
     play = {**PLAY, "tasks": [{"ansible.builtin.import_role": {"name": f"airgap.xinference.{role}"}}]}
