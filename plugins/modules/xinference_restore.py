@@ -167,7 +167,8 @@ def main() -> None:
             "replace": {"type": "bool", "default": False},
             "administrator": {"type": "str", "default": ""},
             "host": {"type": "str"},
-            "index": {"type": "str"},
+            # It has hashes of files that hold a password and not much else.
+            "index": {"type": "str", "no_log": True},
             "archive": {"type": "path"},
             "time": {"type": "str"},
         },

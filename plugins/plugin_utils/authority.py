@@ -89,11 +89,11 @@ def ensure(
     if dry and not (directory / f"{AUTHORITY}.crt").exists():
         return Certificate(made.certificate, made.key, made.expires, "there is no authority yet")
     with _locked(directory, dry):
-        issuer = _authority(directory, now)
         for key in () if dry else (directory / f"{AUTHORITY}.key", made.key):
             with suppress(PermissionError):
                 if key.exists() and key.stat().st_mode & 0o077:  # It was copied here.
                     key.chmod(0o600)
+        issuer = _authority(directory, now)
         reason = _reason(made, issuer, names, now + datetime.timedelta(days=renew))
         if not reason:
             return Certificate(made.certificate, made.key, _read(made.certificate).not_valid_after_utc)

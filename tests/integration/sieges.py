@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,33 @@ GIVEN_KEY = "sk-A1b2C3d4E5f6G"
 SECRET = "planted-word-2"
 PATIENCE_S = 120.0
 Report = dict[str, Any]
+# A stranger who speaks to the processes of a server as they speak to each other.
+ACTOR = """
+import asyncio, sys, cloudpickle, psutil, xoscar
+
+class Stranger(xoscar.StatelessActor):
+    def run(self):
+        return "ran"
+
+cloudpickle.register_pickle_by_value(sys.modules["__main__"])
+
+async def heard(port):
+    try:
+        made = xoscar.create_actor(Stranger, address=f"127.0.0.1:{port}", uid=f"stranger-{port}")
+        return await (await asyncio.wait_for(made, 10)).run() == "ran"
+    except Exception:
+        return False
+
+async def main():
+    api, *pids = map(int, sys.argv[1:])
+    ports = set()
+    for process in map(psutil.Process, pids):
+        found = getattr(process, "net_connections", None) or process.connections
+        ports |= {one.laddr.port for one in found("tcp") if one.status == "LISTEN"} - {api}
+    print([port for port in sorted(ports) if await heard(port)])
+
+asyncio.run(main())
+"""
 
 
 def guard_in(place: Path, **accounts: Any) -> Path:
@@ -38,6 +66,14 @@ def guard_in(place: Path, **accounts: Any) -> Path:
         path.write_bytes(entry.content)
         path.chmod(entry.mode)
     return place
+
+
+def listening_to(server: Server, key: str = "") -> list[int]:
+    """The ports of a server's processes, beside that of its API, on which a stranger's code is run."""
+    words = [str(servers.environment(server.version) / "bin/python"), "-c", ACTOR, server.endpoint.rpartition(":")[2]]
+    environment = {**os.environ, guarding.ACTORS: key}
+    command = [*words, *map(str, server.pids())]
+    return list(json.loads(subprocess.run(command, env=environment, capture_output=True, check=True).stdout))
 
 
 @contextlib.contextmanager

@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 import servers
+from ansible_collections.airgap.xinference.plugins.module_utils.host import guarding
 from ansible_collections.airgap.xinference.plugins.module_utils.server.client import AccessRefused
 from doors import Recorder, run_module
 from servers import NEW, OLD, Server
-from sieges import ADMIN, GIVEN_KEY, SECRET, besieged, guard_in, nobody_got_in
+from sieges import ADMIN, GIVEN_KEY, SECRET, besieged, guard_in, listening_to, nobody_got_in
 
 import playbooks
 
@@ -50,10 +51,18 @@ def test_secrets_reach_the_server_and_not_the_environment_that_it_was_started_wi
     assert SECRET.encode() not in words + server.log.encode() and ADMIN["password"].encode() not in words
 
 
+def test_its_processes_hear_each_other_alone(closed: tuple[Server, dict[str, Any]]) -> None:
+    server, _report = closed
+    assert listening_to(server) == []
+    assert listening_to(server, guarding.derived("seed", "actors")) != []
+
+
 def test_before_3_0_it_is_a_file(tmp_path: Path) -> None:
     with besieged(OLD, tmp_path, api_keys=[{"name": "rag", "key": GIVEN_KEY}]) as (server, report):
         nobody_got_in(report)
         assert server.client(**ADMIN).version() == OLD
+        assert listening_to(server) == []
+        assert listening_to(server, guarding.derived("seed", "actors")) != []
         assert server.client(api_key=GIVEN_KEY).models() == {}
         with pytest.raises(AccessRefused):
             server.client(api_key=GIVEN_KEY).launch({"model_uid": "a", "model_name": "b", "model_type": "embedding"})

@@ -49,7 +49,8 @@ def files(secrets: Mapping[str, str], accounts: Mapping[str, Any], seed: str, sh
             f"xinference_server_secrets: {', '.join(map(repr, odd))} cannot be in an environment. Names are letters, "
             "digits and _, and values have no zero byte."
         )
-    if accounts:
+    if accounts or secrets:
+        # Nobody can tell from a hash of the file what else is in it, either.
         secrets = {ACTORS: derived(seed, "actors"), **secrets}
     private = SHARED if shared else PRIVATE
     found = {PROGRAM: Entry(str(guarded.__loader__.get_source(guarded.__name__)), PUBLIC)}  # type: ignore[union-attr]

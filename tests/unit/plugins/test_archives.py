@@ -58,6 +58,14 @@ def test_only_this_user_can_read_an_archive(tmp_path: Path) -> None:
     assert archives.read(path, None) == ARCHIVE and [one.name for one in path.parent.iterdir()] == ["gpu-1-x.tar"]
 
 
+def test_a_directory_of_archives_that_was_opened_is_closed_again(tmp_path: Path) -> None:
+    path = tmp_path / "gpu-1/gpu-1-x.tar"
+    path.parent.mkdir()
+    path.parent.chmod(0o755)
+    archives.write(path, ARCHIVE, None)
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
 @pytest.mark.parametrize("kind", ["rsa:2048", "ec"])
 def test_an_encrypted_archive_opens_with_its_key_and_no_other(tmp_path: Path, kind: str) -> None:
     key, certificate = key_pair(tmp_path, "right", kind)

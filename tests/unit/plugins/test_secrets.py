@@ -44,6 +44,7 @@ ACCOUNTS = {"username": "root", "password": f"it's \\ {OTHER}", "api_keys": [{"n
         ("xinference_registration", {"model_type": "LLM", "definition": {"model_name": "m", "api_key": SECRET}}),
         ("xinference_release", {"service": SERVICE, "models": [MODEL]}),
         ("xinference_release", {"service": SERVICE, "secrets": {"WORD": SECRET}, "accounts": ACCOUNTS}),
+        ("xinference_restore", {"index": json.dumps({"files": [{"name": "release/a.json", "sha256": SECRET}]})}),
         ("xinference_account", {"name": "a", "new_password": SECRET, "username": "root", "password": SECRET}),
         ("xinference_api_key", {"name": "a", "directory": "d", "mask": SECRET, "username": "b", "password": SECRET}),
         (
@@ -54,7 +55,7 @@ ACCOUNTS = {"username": "root", "password": f"it's \\ {OTHER}", "api_keys": [{"n
 )
 def test_no_secret_in_the_output(module, options, tmp_path):
     arguments: dict[str, Any] = {**options, "_ansible_verbosity": 3, "_ansible_diff": True}
-    if module in ("xinference_release", "xinference_gateway"):
+    if module in ("xinference_release", "xinference_gateway", "xinference_restore"):
         arguments["root"] = str(tmp_path)
     else:
         arguments["endpoint"] = "http://127.0.0.1:1"

@@ -378,6 +378,9 @@ def test_with_authentication_the_processes_of_a_server_hear_each_other_alone(pla
         guarding.files({}, ADMIN, "other")[guarded.SECRETS].text != guarding.files({}, ADMIN, "s")[guarded.SECRETS].text
     )
     assert guarded.SECRETS not in guarding.files({}, {}, "seed")
+    # The digest of a native server's definition is in results, and covers this file.
+    one, other = (guarding.files({"PIN": "1234"}, {}, seed)[guarded.SECRETS].text for seed in "ab")
+    assert one != other
 
 
 @pytest.mark.parametrize("name", ["", "A B", "A=B", "A\nB", "1A"])
