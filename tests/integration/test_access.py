@@ -184,7 +184,12 @@ def test_accounts_are_made_changed_and_removed_and_the_last_administrator_stays(
     assert ask(name="viewer", new_password="first-word-4")["action"] == "create"
     assert ask(name="viewer", new_password="first-word-4")["changed"] is False
     assert ask(name="viewer", permissions=["models:list"])["changes"] == ["permissions"]
-    second = {"name": "viewer", "permissions": ["models:list"], "new_password": "second-word-5", "reset": True}
+    second: dict[str, Any] = {
+        "name": "viewer",
+        "permissions": ["models:list"],
+        "new_password": "second-word-5",
+        "reset": True,
+    }
     assert ask(check=True, **second)["changes"] == ["password"] == ask(**second)["changes"]
     again = ask(**second)
     assert again["changed"] is False and again["diff"]["before"] == again["diff"]["after"]
