@@ -148,8 +148,9 @@ def root(tmp_path: Path) -> Path:
     gateway = Gateway("0.0.0.0", 443, ["gpu"], [Route("", ("127.0.0.1:9997",))], keys={"rag": PLANTED["gateway"]})
     before = Gateway(**{**gateway.__dict__, "keys": {"chat": PLANTED["gateway, older"]}})
     private = f"-----BEGIN EC PRIVATE KEY-----\n{PLANTED[GATEWAYS]}\n-----END EC PRIVATE KEY-----\n"
+    engine: Any = FakeDocker()
     for one, wanted in (("cccccccccccc", gateway), ("dddddddddddd", before)):
-        for name, entry in files(wanted, Container(top / "gateway", "g", "", FakeDocker()), "public", private).items():
+        for name, entry in files(wanted, Container(top / "gateway", "g", "", engine), "public", private).items():
             write(top / "gateway/releases" / one / name, entry.text)
     (top / "gateway/current").symlink_to("releases/cccccccccccc")
     write(top / "logs/gateway.log", log_lines())
