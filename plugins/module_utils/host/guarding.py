@@ -24,9 +24,6 @@ PUBLIC = 0o444
 PRIVATE = 0o400
 SHARED = 0o440
 SEED = "state/seed"
-SALT = "XINFERENCE_SITE_SALT"
-"""Variable that a file of secrets has besides them. Others see ids and digests of a release, which are hashes of its
-files; with it nobody can try short secrets until one fits."""
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\Z")
 ACTORS = "XOSCAR_AUTH_KEY"
 """The processes of a server talk to each other on ports of its address, and do what anybody tells them there. With this
@@ -50,12 +47,11 @@ def files(secrets: Mapping[str, str], accounts: Mapping[str, Any], seed: str, sh
             "digits and _, and values have no zero byte."
         )
     if accounts or secrets:
-        # Nobody can tell from a hash of the file what else is in it, either.
+        # Others see ids and digests of a release, which are hashes of its files; with this in the file nobody can try
+        # short secrets until one fits.
         secrets = {ACTORS: derived(seed, "actors"), **secrets}
     private = SHARED if shared else PRIVATE
     found = {PROGRAM: Entry(str(guarded.__loader__.get_source(guarded.__name__)), PUBLIC)}  # type: ignore[union-attr]
-    if secrets and not accounts:  # The accounts have a key of this host's own in them, which does the same.
-        secrets = {**secrets, SALT: derived(seed, "secrets")}
     if secrets:
         lines = (f"{name}={json.dumps(value)}\n" for name, value in sorted(secrets.items()))
         found[guarded.SECRETS] = Entry("".join(lines), private)

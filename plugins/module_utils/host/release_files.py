@@ -24,7 +24,7 @@ def note(root: Path, directory: Path) -> None:
     """Write down what the files of a release, which is whole, are like."""
     path, key = root / PLACE, secrets.token_hex(16)
     told = {"release": directory.name, "key": key, "files": _look(directory, key)}
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.new")
     with os.fdopen(os.open(str(new), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
         json.dump(told, file)

@@ -121,6 +121,7 @@ def test_a_host_is_backed_up_as_a_whole_and_nothing_beside(host: BackedUp) -> No
     assert sorted(path.name for path in (host.root / "state").iterdir()) == [
         "keeper.json",
         "launched.json",
+        "release.json",
         "service.lock",
     ]
 

@@ -320,10 +320,6 @@ def test_a_short_secret_cannot_be_guessed_from_what_others_see_of_a_release(
     assert not {*own} & {*told("1235", "own")}
 
 
-def test_a_file_of_secrets_stays_the_same_where_the_accounts_hide_it_already() -> None:
-    assert guarding.files({"PIN": "1234"}, ADMIN, "own")[guarded.SECRETS].text == 'PIN="1234"\n'
-
-
 def test_the_runner_of_a_release_starts_the_server_through_it(tmp_path: Path) -> None:
     program = tmp_path / "serve"
     program.write_text(PROGRAM)

@@ -28,7 +28,7 @@ MODELS = [{"model_uid": "a", "envs": {"HF_TOKEN": "hidden"}}]
 def root(tmp_path: Path) -> Path:
     release.make(tmp_path, OLD)
     release.switch(tmp_path, release.identity(OLD))
-    (tmp_path / "state").mkdir()
+    (tmp_path / "state").mkdir(exist_ok=True)
     (tmp_path / "state/artifacts.json").write_text('{"models": {"bge": {"path": "/b"}}}', encoding="utf-8")
     return tmp_path
 
