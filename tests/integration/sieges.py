@@ -30,7 +30,7 @@ PATIENCE_S = 120.0
 Report = dict[str, Any]
 # A stranger who speaks to the processes of a server as they speak to each other.
 ACTOR = """
-import asyncio, sys, cloudpickle, psutil, xoscar
+import asyncio, contextlib, sys, cloudpickle, psutil, xoscar
 
 class Stranger(xoscar.StatelessActor):
     def run(self):
@@ -48,9 +48,11 @@ async def heard(port):
 async def main():
     api, *pids = map(int, sys.argv[1:])
     ports = set()
-    for process in map(psutil.Process, pids):
-        found = getattr(process, "net_connections", None) or process.connections
-        ports |= {one.laddr.port for one in found("tcp") if one.status == "LISTEN"} - {api}
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            found = getattr(process, "net_connections", None) or process.connections
+            ports |= {one.laddr.port for one in found("tcp") if one.status == "LISTEN"} - {api}
     print([port for port in sorted(ports) if await heard(port)])
 
 asyncio.run(main())
