@@ -36,7 +36,7 @@ FIRST_CALLER = "3.0.0"
 OVER = {FIRST_CALLER: NEW}
 """Versions that run with the packages of another."""
 HERE = Path(__file__).parent
-START_LIMIT = 120.0
+START_LIMIT = 300.0
 READY_LIMIT = 90.0
 OFFLINE = {
     "XINFERENCE_ENABLE_VIRTUAL_ENV": "0",
