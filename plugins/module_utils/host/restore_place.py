@@ -17,7 +17,6 @@ import hashlib
 import json
 import os
 import sqlite3
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Dict, Iterator, List, Mapping, Optional, Tuple
@@ -27,7 +26,6 @@ from . import held
 from .backends import backend_in_force
 from .backup import HISTORY, LAUNCHED, BackupError, Index, is_database, moved
 from .backup_take import accounts, belonging, scratch, server_version, snapshot
-from .held import private
 from .native_ctl import locked
 from .release import current
 from .restore import Mark, Plan, Standing
@@ -37,6 +35,7 @@ ASIDE = "before-restore-"
 ARRIVING = ".arriving-"
 SIDES = ("-wal", "-shm", "-journal")
 _STAGE = ".restoring-"
+_MARKING = f"{_STAGE}mark-"
 _KEEPING = ".keeping-"
 
 
@@ -68,10 +67,10 @@ def place(root: Path, home: Path, index: Index, contents: Mapping[str, bytes], p
     targets = {name: _target(root, home, name) for name in wanted}
     places = {index.root: str(root), index.home: str(home)}
     home.mkdir(mode=0o750, exist_ok=True)
-    with locked(root):
+    state = root / "state"
+    with locked(root), scratch(state, _KEEPING) as keeping:
         _refuse_open([path for name, path in targets.items() if is_database(name)])
-        state = root / "state"
-        with private(home, _STAGE) as in_home, private(state, _STAGE) as in_state, scratch(state, _KEEPING) as keeping:
+        with held.private(home, _STAGE) as in_home, held.private(state, _STAGE) as in_state:
             staged = {}
             for number, name in enumerate(sorted(targets)):
                 content = adapted(name, contents[name], places)
@@ -167,6 +166,7 @@ def _history(content: bytes, places: Mapping[str, str], place: Path) -> bytes:
 
 
 def _move_history(path: Path, places: Mapping[str, str]) -> None:
+    """Exchange the names of directories, which are `places`' keys, in every text of a database."""
     with contextlib.closing(sqlite3.connect(str(path))) as database:
         tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         for table in tables:
@@ -214,14 +214,10 @@ def read_mark(home: Path) -> Optional[Mark]:
 
 
 def _note(home: Path, mark: Mark) -> None:
-    handle, name = tempfile.mkstemp(prefix=f"{_STAGE}mark-", dir=str(home))
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump(asdict(mark), file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    Path(name).replace(home / MARK)
-    _sync(home)
+    content = (json.dumps(asdict(mark), indent=1) + "\n").encode("utf-8")
+    with held.private(home, _MARKING) as place, held.entered(home) as top:
+        held.write(MARK, content, 0o600, place)
+        held.move(MARK, place, MARK, top)
 
 
 def _sync(directory: Path) -> None:

@@ -355,7 +355,7 @@ def steps(monkeypatch: pytest.MonkeyPatch, count: int) -> List[str]:
     monkeypatch.setattr(held, "drop", change(held.drop))
     # A process that is killed cleans nothing up.
     monkeypatch.setattr(restore_place, "scratch", abandoned)
-    monkeypatch.setattr(restore_place, "private", abandoned_private)
+    monkeypatch.setattr(held, "private", abandoned_private)
     return seen
 
 
