@@ -42,10 +42,9 @@ class ActionModule(ActionBase):
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         path = directory / archives.name_of(host, when, recipient is not None)
         try:
-            if options["keep"] < 0:
-                raise BackupError("keep is a number of archives, or 0 for all of them")
-            if recipient:
-                archives.check_recipient(recipient)
+            faults = list(archives.faults(directory, recipient, options["keep"]))
+            if faults:
+                raise BackupError("\n".join(faults))
             arguments = {"root": options["root"], "home": options["home"], "host": host, "time": when}
             with unseen(self):
                 answer = self._execute_module("airgap.xinference.xinference_backup", arguments, task_vars=task_vars)

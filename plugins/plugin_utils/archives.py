@@ -16,6 +16,8 @@ import os
 import re
 import subprocess
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from ansible_collections.airgap.xinference.plugins.module_utils.host.backup import BackupError
@@ -60,11 +62,25 @@ def chosen(place: Path, host: str) -> Path:
     )
 
 
-def check_recipient(certificate: Path) -> None:
-    """Refuse a certificate for which nothing can be encrypted, before anything is done. Raises BackupError."""
-    if not certificate.is_file():
-        raise BackupError(f"xinference_backup_recipient: {certificate} is not there. Name a certificate in PEM form.")
-    _encrypted(b"", certificate)
+def faults(directory: Path, recipient: Path | None, keep: int) -> Iterator[str]:
+    """Why no archive could be written or removed, before anything is done.
+
+    `directory` is that of the host, `recipient` a certificate, `keep` a number of archives or 0 for all.
+    """
+    there = next(place for place in (directory, *directory.parents) if place.exists())
+    if not there.is_dir():
+        yield f"xinference_backup_directory: {there} is not a directory. Name one, or one to be made."
+    elif not os.access(there, os.W_OK | os.X_OK):
+        yield f"xinference_backup_directory: {there} is not writable for you. Name another."
+    if keep < 0:
+        yield f"xinference_backup_keep is {keep}. Say how many archives of a host to keep, or 0 for all."
+    if recipient and not recipient.is_file():
+        yield f"xinference_backup_recipient: {recipient} is not there. Name a certificate in PEM form."
+    elif recipient:
+        try:
+            _encrypted(b"", recipient)
+        except BackupError as error:
+            yield f"xinference_backup_recipient: {error}"
 
 
 def write(path: Path, content: bytes, recipient: Path | None) -> int:
@@ -72,6 +88,7 @@ def write(path: Path, content: bytes, recipient: Path | None) -> int:
     for directory in (path.parent.parent, path.parent):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.parent.chmod(0o700)
+    _remove_unfinished(path.parent)
     data = _encrypted(content, recipient) if recipient else content
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
@@ -109,6 +126,13 @@ def remove_old(directory: Path, host: str, keep: int) -> list[Path]:
     for path in old:
         path.unlink()
     return old
+
+
+def _remove_unfinished(directory: Path) -> None:
+    """Remove what killed runs began to write; what is younger than an hour may be somebody's who is at work."""
+    for path in directory.glob(f".*{PLAIN}*"):
+        if path.stat().st_mtime < time.time() - 3600:
+            path.unlink()
 
 
 def _encrypted(content: bytes, certificate: Path) -> bytes:

@@ -243,6 +243,11 @@ def _mount_faults(server: Server) -> Iterator[str]:
 
 def _option_faults(server: Server) -> Iterator[str]:
     base = _server(server)
+    if server.guard and (server.options or {}).get("entrypoint"):
+        yield (
+            "xinference_server_container_options.entrypoint: the server has accounts or secrets, and an entrypoint "
+            "could start it without them. Leave it out, or say [] to go without the image's"
+        )
     for name, value in (server.options or {}).items():
         if name in OWN_SETTINGS:
             yield f"xinference_server_container_options.{name}: use {OWN_SETTINGS[name]}"

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import re
 import stat
 import subprocess
 from pathlib import Path
@@ -70,7 +72,7 @@ def test_a_directory_of_archives_that_was_opened_is_closed_again(tmp_path: Path)
 def test_an_encrypted_archive_opens_with_its_key_and_no_other(tmp_path: Path, kind: str) -> None:
     key, certificate = key_pair(tmp_path, "right", kind)
     other, _certificate = key_pair(tmp_path, "wrong", kind)
-    archives.check_recipient(certificate)
+    assert list(archives.faults(tmp_path / "b/gpu-1", certificate, 3)) == []
     path = tmp_path / "b/gpu-1/gpu-1-x.tar.cms"
     archives.write(path, ARCHIVE, certificate)
     assert b"the-secret-key" not in path.read_bytes() and stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -116,22 +118,41 @@ def test_a_key_with_a_passphrase_is_an_error_and_no_question(tmp_path: Path, key
 
 def test_a_recipient_that_is_none_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.pem"
-    with pytest.raises(BackupError, match=r"is not there. Name a certificate"):
-        archives.check_recipient(wrong)
+    assert "is not there. Name a certificate" in "".join(archives.faults(tmp_path, wrong, 0))
     wrong.write_text("no certificate")
-    with pytest.raises(BackupError, match=r"Nothing can be encrypted for .*openssl says"):
-        archives.check_recipient(wrong)
+    assert re.match(r".*Nothing can be encrypted for .*openssl says", "".join(archives.faults(tmp_path, wrong, 0)))
     with pytest.raises(BackupError):
         archives.write(tmp_path / "b/gpu-1/x.tar.cms", ARCHIVE, wrong)
     assert not list((tmp_path / "b/gpu-1").iterdir())
+
+
+def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("no directory")
+    told = list(archives.faults(file / "gpu-1", tmp_path / "none.pem", -1))
+    assert [line.split()[0] for line in told] == [
+        "xinference_backup_directory:",
+        "xinference_backup_keep",
+        "xinference_backup_recipient:",
+    ]
+
+
+def test_what_killed_runs_began_to_write_goes_with_the_next_archive(tmp_path: Path) -> None:
+    directory = tmp_path / "b/gpu-1"
+    archive_names(directory, ".gpu-1-x.tar.aaaa", ".gpu-1-y.tar.cms.bbbb", ".notes")
+    os.utime(directory / ".gpu-1-x.tar.aaaa", (0, 0))
+    os.utime(directory / ".notes", (0, 0))
+    archives.write(directory / "gpu-1-z.tar", ARCHIVE, None)
+    names = sorted(path.name for path in directory.iterdir())
+    assert names == [".gpu-1-y.tar.cms.bbbb", ".notes", "gpu-1-z.tar"]
 
 
 def test_a_controller_without_openssl_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: tuple[Path, Path]
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(BackupError, match="openssl, which encrypts archives, is not on this controller"):
-        archives.check_recipient(keys[1])
+    told = "".join(archives.faults(tmp_path, keys[1], 0))
+    assert "openssl, which encrypts archives, is not on this controller" in told
 
 
 def archive_names(directory: Path, *names: str) -> None:

@@ -139,6 +139,13 @@ def test_secrets_are_mounted_and_not_in_the_environment_that_the_engine_shows() 
     assert service(CPU)["command"][0] == "xinference-local"
 
 
+def test_an_entrypoint_cannot_start_a_closed_server_open() -> None:
+    told = compose.faults(replace(GPU, options={"entrypoint": ["xinference-local"]}))
+    assert len(told) == 1 and "could start it without them" in told[0]
+    assert compose.faults(replace(GPU, options={"entrypoint": []})) == compose.faults(GPU) == []
+    assert compose.faults(replace(CPU, options={"entrypoint": ["tini", "--"]})) == []
+
+
 def test_values_of_secrets_are_not_shown_in_a_difference() -> None:
     shown = release.difference({"server.env": 'HF_TOKEN="old"\n'}, {"server.env": GUARD["server.env"].text + 'A="1"\n'})
     assert (
