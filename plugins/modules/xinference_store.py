@@ -216,6 +216,9 @@ receive:
     free_bytes:
       description: Bytes that can still be written there.
       type: int
+    turn:
+      description: A number that changes when somebody begins or ends to ship to this host.
+      type: int
     aes:
       description: Whether the processor of the host computes AES, so that ciphers made of it are the fastest ones.
       type: bool
@@ -283,6 +286,7 @@ def main() -> None:
             receive={
                 "path": str(store.partial),
                 "free_bytes": free_bytes(store.partial),
+                "turn": store.turn(),
                 "aes": aes(),
             },
         )

@@ -100,7 +100,8 @@ def ship(
         steps = _steps(answer, transports[0])
         failure, before = None, left
         try:
-            transports[0].send(steps, Progress(label, sum(step.travels for step in steps), say), shipment)
+            progress = Progress(label, sum(step.travels for step in steps), say)
+            transports[0].send(steps, progress, shipment, answer["receive"]["turn"])
         except Hopeless as error:
             raise ShippingError(f"{error}") from error
         except Overtaken:

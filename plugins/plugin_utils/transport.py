@@ -75,8 +75,11 @@ class Transport(Protocol):
     resumes: bool
     """Whether it can go on in the middle of a blob."""
 
-    def send(self, steps: list[Step], progress: Progress, tally: Tally) -> None:
-        """Carry out steps that travel, and count into `tally`. Raises TransportError."""
+    def send(self, steps: list[Step], progress: Progress, tally: Tally, turn: int | None = None) -> None:
+        """Carry out steps that travel, and count into `tally`. Raises TransportError.
+
+        `turn` is the host's when it said what is missing; one that can tell raises Overtaken when it is another's now.
+        """
 
 
 class PutFile:
@@ -102,7 +105,7 @@ class PutFile:
         self._temporary = temporary
         self._prepare: Callable[[], None] | None = prepare
 
-    def send(self, steps: list[Step], progress: Progress, tally: Tally) -> None:
+    def send(self, steps: list[Step], progress: Progress, tally: Tally, turn: int | None = None) -> None:
         """Send the whole blob of each step."""
         if self._prepare is not None:
             self._prepare()
@@ -160,15 +163,13 @@ class Session:
     credential: str | None = None
     """What the receiver shows to other hosts it fetches blobs from."""
 
-    def opening(self, token: str | None) -> frames.Open:
-        """The first frame; `token` is that of the session when it began already."""
+    def opening(self, token: str | None, turn: int | None) -> frames.Open:
+        """The first frame; `token` is that of the session when it began already, `turn` that of the host's answer."""
         try:
             user = getpass.getuser()
         except (KeyError, OSError):
             user = str(os.getuid())
-        return frames.Open(
-            self.root, socket.gethostname(), user, os.getppid(), self.wait, token=token, credential=self.credential
-        )
+        return frames.Open(self.root, socket.gethostname(), user, os.getppid(), self.wait, token, self.credential, turn)
 
 
 class _Line:
@@ -223,11 +224,13 @@ class Stream:
         self._names = names or {}
         self._sources = sources or {}
         self._parent = os.getppid()
+        self._turn: int | None = None
 
-    def send(self, steps: list[Step], progress: Progress, tally: Tally) -> None:
+    def send(self, steps: list[Step], progress: Progress, tally: Tally, turn: int | None = None) -> None:
         """Send the part of each blob that the host lacks; when this returns, the host has verified all of them."""
         if not steps:
             return
+        self._turn = turn
         work = Work(steps, self._sources)
         lines: list[_Line] = []
         try:
@@ -309,7 +312,7 @@ class Stream:
     def _begin(self, line: _Line, token: str | None) -> None:
         try:
             write(line.process.stdin, program(RECEIVER))
-            say(line.process.stdin, self._session.opening(token))
+            say(line.process.stdin, self._session.opening(token, self._turn))
         except BrokenPipeError:
             pass  # Its last words say more.
         deadline: float | None = time.monotonic() + START_SECONDS
@@ -433,7 +436,7 @@ def holder_text(holder: Mapping[str, Any]) -> str:
 
 def _failure(frame: Mapping[str, Any]) -> TransportError:
     """What a receiver ended with, as an error."""
-    kinds: dict[Any, type[TransportError]] = {"full": DiskFull, "busy": Hopeless}
+    kinds: dict[Any, type[TransportError]] = {"full": DiskFull, frames.BUSY: Hopeless, frames.OVERTAKEN: Overtaken}
     return kinds.get(frame.get("kind"), TransportError)(frame[frames.FAILED])
 
 

@@ -41,6 +41,8 @@ MAX_LINE = 1024 * 1024
 OPEN, BLOB, FETCH, ALIVE, END = "open", "blob", "fetch", "alive", "end"
 BUSY, READY, GOT, VERIFIED, DAMAGED = "busy", "ready", "got", "verified", "damaged"
 REFUSED, FAILED, DONE = "refused", "failed", "done"
+OVERTAKEN = "overtaken"
+"""Why a session fails whose controller asked what is missing before another one's turn."""
 CONTROLLER = "controller"
 """The source of a blob that did not come from another host."""
 STORE = "store"
@@ -52,7 +54,11 @@ class FrameError(Exception):
 
 
 class Open(NamedTuple):
-    """Who wants to ship and where to; `wait` is in seconds, `token` that of the session this stream belongs to."""
+    """Who wants to ship and where to.
+
+    `wait` is in seconds, `token` that of the session this stream belongs to. `turn` is the store's when the controller
+    asked what is missing: when another one had its turn since, the session ends with OVERTAKEN.
+    """
 
     root: str
     controller: str
@@ -61,6 +67,7 @@ class Open(NamedTuple):
     wait: float = 0.0
     token: str | None = None
     credential: str | None = None
+    turn: int | None = None
 
 
 class Blob(NamedTuple):
@@ -228,6 +235,7 @@ def _open(value: Any) -> Open:
     if (
         not all(isinstance(text, str) for text in texts)
         or not _count(found.pid)
+        or not (found.turn is None or _count(found.turn))
         or isinstance(wait, bool)
         or not isinstance(wait, (int, float))
         or not wait >= 0

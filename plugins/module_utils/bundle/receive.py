@@ -178,10 +178,10 @@ class Session:
     """
 
     def __init__(self, store: Store, opening: frames.Open) -> None:
-        self._opening = opening
-        self._handle = os.open(
-            store.state / "receiving.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
-        )
+        self._opening, self._store = opening, store
+        how = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._handle = os.open(store.receiving_lock, how, 0o600)
+        self._began = False
         self.token = opening.token or secrets.token_hex(16)
 
     def enter(self, busy: Callable[[dict[str, Any]], None], pause: Callable[[float], None]) -> None:
@@ -202,20 +202,25 @@ class Session:
             pause(0.3)
 
     def close(self) -> None:
-        """Give the lock back."""
+        """Give the lock back, and let those know that asked what is missing before this."""
+        if self._began:
+            os.utime(self._handle)
         os.close(self._handle)
 
     def _begin(self) -> bool:
         if not self._lock(fcntl.LOCK_EX):
             return False
         opening = self._opening
+        if opening.turn not in (None, self._store.turn()):
+            raise Failure("another controller was at work", frames.OVERTAKEN)
         since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         me = {"controller": opening.controller, "user": opening.user, "pid": opening.pid, "since": since}
         content = json.dumps({**me, "token": self.token}).encode()
         os.ftruncate(self._handle, 0)
         os.pwrite(self._handle, content, 0)
         # Sharing is not atomic: another one may get the lock in between, and then the file says so.
-        return self._lock(fcntl.LOCK_SH) and self._holder().get("token") == self.token
+        self._began = self._lock(fcntl.LOCK_SH) and self._holder().get("token") == self.token
+        return self._began
 
     def _join(self) -> bool:
         if not self._lock(fcntl.LOCK_SH):

@@ -125,6 +125,19 @@ class Store:
         with self._alone():
             self.stamps.save(changes)
 
+    @property
+    def receiving_lock(self) -> Path:
+        """The file that belongs to whoever ships to this store."""
+        return self.state / "receiving.lock"
+
+    def turn(self) -> int:
+        """A number that changes when somebody begins or ends to ship to this store; 0 when nobody ever did."""
+        try:
+            status = self.receiving_lock.stat()
+        except FileNotFoundError:
+            return 0
+        return status.st_mtime_ns if status.st_size else 0
+
     @contextmanager
     def _alone(self) -> Iterator[None]:
         self.make_directory(self.state)

@@ -42,6 +42,10 @@ class Host:
         self.has, self.partial, self.damaged, self.free, self.questions = set(), {}, {}, free, 0
         self.fault = None
 
+    @property
+    def turn(self):
+        return self.questions
+
     def ask(self):
         self.questions += 1
         wanted = SIZES if MANIFEST in self.has else {MANIFEST: 10}
@@ -57,7 +61,7 @@ class Host:
             "blobs": 1,
             "made": [],
             "artifacts": {},
-            "receive": {"path": "/site/partial", "free_bytes": self.free, "aes": False},
+            "receive": {"path": "/site/partial", "free_bytes": self.free, "turn": self.turn, "aes": False},
         }
 
 
@@ -67,7 +71,8 @@ class Way:
     def __init__(self, host, name="way", resumes=True, faults=()):
         self.host, self.name, self.resumes, self.faults, self.sent = host, name, resumes, list(faults), []
 
-    def send(self, steps, progress, tally):
+    def send(self, steps, progress, tally, turn):
+        assert turn == self.host.turn
         fault = self.faults.pop(0) if self.faults else None
         if fault:
             tally.sent_bytes += fault(self.host, steps) or 0

@@ -69,11 +69,11 @@ class Site:
         names = {DIGEST: "model/big.bin"}
         return Stream(list(ways), interpreter, self.bundle, session, self.told.append, names)
 
-    def send(self, partial=None, **options):
+    def send(self, partial=None, turn=None, tally=None, **options):
         """Send what is wanted; what was counted while it was done."""
-        tally = Tally()
+        tally = tally or Tally()
         steps = travelling(transfer_plan(self.sizes, (), partial or {}))
-        self.stream(**options).send(steps, Progress("site1", sum(step.travels for step in steps), print), tally)
+        self.stream(**options).send(steps, Progress("site1", sum(step.travels for step in steps), print), tally, turn)
         return tally
 
     def missing(self):
@@ -246,10 +246,18 @@ def test_a_second_controller_waits_or_leaves_with_the_name_of_the_first(site):
         site.send(wait=30)
     first.join()
     assert site.told and site.told[-1].startswith("waiting for ") and str(os.getppid()) in site.told[-1]
-    # Whoever asked before the other one was done sends in vain, and nothing is written twice.
+
+
+def test_whoever_asked_before_another_one_was_at_work_asks_again_and_sends_nothing(site):
+    before = site.store.turn()
+    tally = site.send(turn=before)
+    assert before == 0 and tally.blobs == len(SIZES)
     inode = site.store.blob_path(DIGEST).stat().st_ino
-    tally = site.send()
-    assert (tally.blobs, tally.hashed_bytes) == (0, 0) and site.store.blob_path(DIGEST).stat().st_ino == inode
+    tally = Tally()
+    with pytest.raises(Overtaken):
+        site.send(turn=before, tally=tally)
+    assert tally == Tally() and site.store.blob_path(DIGEST).stat().st_ino == inode
+    site.send(turn=site.store.turn())
 
 
 def test_a_sender_whose_playbook_was_killed_stops(site):
