@@ -13,6 +13,7 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 from ansible_collections.airgap.xinference.plugins.module_utils.server.keys import NAME, unmasked
+from ansible_collections.airgap.xinference.plugins.plugin_utils.host_names import file_name
 
 LONGEST = 256
 """Bytes of a key's value; those of Xinference 4.1 have 51."""
@@ -63,8 +64,7 @@ def place(directory: Any, host: Any, name: Any) -> Path | None:
     if not directory or not isinstance(name, str) or not re.fullmatch(NAME, name):
         return None
     # A name of an inventory may have anything in it, and no path may come of it.
-    safe = re.sub(r"[^A-Za-z0-9._-]", "_", str(host)).lstrip(".") or "host"
-    return Path(str(directory)).expanduser() / safe / name
+    return Path(str(directory)).expanduser() / file_name(str(host)) / name
 
 
 def write(path: Path, value: str) -> None:

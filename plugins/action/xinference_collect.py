@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import base64
 import os
-import re
 import time
 from pathlib import Path
 from typing import Any
 
 from ansible.plugins.action import ActionBase
+from ansible_collections.airgap.xinference.plugins.plugin_utils.host_names import file_name
 
 
 class ActionModule(ActionBase):
@@ -27,7 +27,7 @@ class ActionModule(ActionBase):
         host = str((task_vars or {}).get("inventory_hostname", "host"))
         moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         # A name of an inventory may have anything in it, and no path may come of it.
-        name = f"{re.sub(r'[^A-Za-z0-9._-]', '_', host).lstrip('.') or 'host'}-{moment}"
+        name = f"{file_name(host)}-{moment}"
         arguments = {"name": name, **self._task.args}
         told = self._execute_module("airgap.xinference.xinference_collect", arguments, task_vars=task_vars)
         archive = told.pop("archive", None)

@@ -210,7 +210,11 @@ class _Job:
         images = self._ask_for_layers(parts, answer)
         parts = [with_layers(artifact, images.missing) for artifact in self.artifacts]
         answer = {**answer, "missing": {**answer["missing"], **images.missing}}
+        found = {"msg": told(self.reread, self.artifacts, False)} if self.reread else {}
+        if found:
+            self.say(found["msg"])
         return {
+            **found,
             **self._numbers(answer["changed"] or images.changed, 0, answer["hashed_bytes"], 0),
             "diff": describe(self.bundle, parts, answer, self.options["root"]),
             "artifacts": answer["artifacts"],
@@ -280,7 +284,7 @@ class _Job:
         }
         if self.reread:
             result["changed"] = result["changed"] or bool(self.reread.made)
-            reread = told(self.reread, self.artifacts, not self.action._task.check_mode)
+            reread = told(self.reread, self.artifacts, True)
             result["msg"] = "; ".join([reread, *([result["msg"]] * total.changed)])
         if total.changed or self.reread:
             self.say(result["msg"])

@@ -97,6 +97,8 @@ class Scrubber:
             return {self.known_out(str(name)): self.clean_data(item) for name, item in value.items()}
         if isinstance(value, (list, tuple)):
             return [self.clean_data(item) for item in value]
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and self.left_in(str(value)):
+            return HIDDEN
         return self.clean(value) if isinstance(value, str) else value
 
     def known_out(self, text: str) -> str:

@@ -259,9 +259,9 @@ def main() -> None:
 
 def _present(module: AnsibleModule) -> dict:
     """Judge everything at once, then make it so."""
-    problems, shaped = shape_faults(module.params["servers"], module.params["models"])
+    misshapen, shaped = shape_faults(module.params["servers"], module.params["models"])
     gateway = gateway_of({**module.params, **shaped})
-    problems += key_faults(module.params["keys"]) + faults(gateway)
+    problems = misshapen + key_faults(module.params["keys"]) + faults(gateway, routed=not misshapen)
     if problems:
         raise GatewayError("The gateway was not changed:\n" + "\n".join(f"- {problem}" for problem in problems))
     runner = _runner(module)

@@ -37,11 +37,12 @@ options:
     description: Seconds the server may take until it answers.
     type: int
     default: 180
-  definition:
+  redefined:
     description:
-      - The definition that M(airgap.xinference.xinference_release) returned. Needed in check mode only, where the new
-        release is not in force.
-    type: str
+      - Whether the server is to be started from something else than the release in force, as
+        M(airgap.xinference.xinference_release) returned in check mode, where the new release is not in force.
+    type: bool
+    default: false
   keeper:
     description:
       - Whether there is to be a keeper beside the server, as M(airgap.xinference.xinference_release) returned. Needed
@@ -144,7 +145,7 @@ def main() -> None:
             "root": {"type": "path", "required": True},
             "state": {"type": "str", "choices": ["started", "restarted", "stopped"], "default": "started"},
             "wait_timeout": {"type": "int", "default": 180},
-            "definition": {"type": "str"},
+            "redefined": {"type": "bool", "default": False},
             "keeper": {"type": "bool"},
         },
         supports_check_mode=True,
@@ -160,9 +161,8 @@ def main() -> None:
     with failing(module, ServiceError, OSError), alone:
         native = Native(root)
         before = native.state()
-        step = service.plan(
-            native, wanted, before, module.params["definition"] or native.digest, module.params["keeper"]
-        )
+        definition = "" if module.params["redefined"] else native.digest
+        step = service.plan(native, wanted, before, definition, module.params["keeper"])
         if not module.check_mode:
             try:
                 service.carry_out(native, step, module.params["wait_timeout"])

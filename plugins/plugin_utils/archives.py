@@ -18,28 +18,29 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from ansible_collections.airgap.xinference.plugins.module_utils.host.backup import BackupError
+from ansible_collections.airgap.xinference.plugins.plugin_utils.host_names import file_name
 
 PLAIN = ".tar"
 ENCRYPTED = ".tar.cms"
-_UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
 def directory_of(place: Path, host: str) -> Path:
     """The directory of the archives of a host."""
-    return place / _safe(host)
+    return place / file_name(host)
 
 
 def name_of(host: str, when: str, encrypted: bool) -> str:
     """The name of an archive; `when` is UTC like 2026-11-20T20:15:00Z."""
-    return f"{_safe(host)}-{re.sub('[-:]', '', when)}{ENCRYPTED if encrypted else PLAIN}"
+    return f"{file_name(host)}-{re.sub('[-:]', '', when)}{ENCRYPTED if encrypted else PLAIN}"
 
 
 def all_of(directory: Path, host: str) -> list[Path]:
     """The archives of a host in a directory, the oldest first; nothing else that lies there."""
-    wanted = re.compile(rf"{re.escape(_safe(host))}-\d{{8}}T\d{{6}}Z\.tar(\.cms)?\Z")
+    wanted = re.compile(rf"{re.escape(file_name(host))}-\d{{8}}T\d{{6}}Z\.tar(\.cms)?\Z")
     found = [path for path in directory.iterdir() if wanted.match(path.name)] if directory.is_dir() else []
     return sorted(found, key=lambda path: path.name.partition(".tar")[0])
 
@@ -88,7 +89,7 @@ def write(path: Path, content: bytes, recipient: Path | None) -> int:
     for directory in (path.parent.parent, path.parent):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.parent.chmod(0o700)
-    _remove_unfinished(path.parent)
+    _remove_unfinished(path)
     data = _encrypted(content, recipient) if recipient else content
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
@@ -128,11 +129,14 @@ def remove_old(directory: Path, host: str, keep: int) -> list[Path]:
     return old
 
 
-def _remove_unfinished(directory: Path) -> None:
+def _remove_unfinished(archive: Path) -> None:
     """Remove what killed runs began to write; what is younger than an hour may be somebody's who is at work."""
-    for path in directory.glob(f".*{PLAIN}*"):
-        if path.stat().st_mtime < time.time() - 3600:
-            path.unlink()
+    host = archive.name.rpartition("-")[0]
+    unfinished = re.compile(rf"\.{re.escape(host)}-\d{{8}}T\d{{6}}Z\.tar(\.cms)?\.\w{{8}}\Z")
+    for path in archive.parent.iterdir():
+        with suppress(FileNotFoundError):
+            if unfinished.match(path.name) and path.lstat().st_mtime < time.time() - 3600:
+                path.unlink()
 
 
 def _encrypted(content: bytes, certificate: Path) -> bytes:
@@ -155,7 +159,3 @@ def _openssl(arguments: list[str], content: bytes) -> subprocess.CompletedProces
 
 def _said(done: subprocess.CompletedProcess[bytes]) -> str:
     return " ".join(done.stderr.decode("utf-8", "replace").split())[:400] or f"nothing (status {done.returncode})"
-
-
-def _safe(host: str) -> str:
-    return _UNSAFE.sub("_", host).lstrip(".") or "_"

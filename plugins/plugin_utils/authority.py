@@ -19,11 +19,12 @@ import datetime
 import fcntl
 import ipaddress
 import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from ansible_collections.airgap.xinference.plugins.plugin_utils.host_names import file_name
 
 # ansible-core brings it, and one that was packed without it can still read this file.
 try:
@@ -39,7 +40,6 @@ else:
 
 AUTHORITY = "authority"
 AUTHORITY_DAYS = 3650
-_UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 SKEW = datetime.timedelta(hours=1)
 """A certificate counts from so much earlier, for clocks that are late."""
 
@@ -104,7 +104,7 @@ def ensure(
 
 def _file_name(name: str) -> str:
     """The name of a gateway's files; no name leads out of the directory, or to the files of the authority."""
-    plain = _UNSAFE.sub("_", name).lstrip(".") or "_"
+    plain = file_name(name)
     return f"{plain}_" if plain.lower() == AUTHORITY else plain
 
 

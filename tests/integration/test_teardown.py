@@ -54,19 +54,21 @@ def test_what_is_kept_is_known_as_ours_afterwards(tmp_path: Path) -> None:
 
 def test_copies_of_accounts_go_with_the_home_and_leftovers_always(tmp_path: Path) -> None:
     root = tmp_path / "site"
-    for name in ("blobs/sha256", "home/auth", "state/before-restore-20261120T203000Z/home/auth", "state/.keeping-a"):
+    aside = "before-restore-20261120T203000Z"
+    for name in ("blobs/sha256", "home/auth", "home/.restoring-a", "state/.keeping-a", f"state/{aside}/home/auth"):
         (root / name).mkdir(parents=True)
     for name in (
         "store.lock",
         "seed",
         ".arriving-1",
         "stamps.json",
-        "before-restore-20261120T203000Z/home/auth/auth.db",
+        f"{aside}/home/auth/auth.db",
     ):
         (root / "state" / name).touch()
     done = tear_down(root, ["blobs", "home"])
     assert done.returncode == 0, done.stdout
-    assert names(root / "state") == ["before-restore-20261120T203000Z", "seed", "stamps.json", "store.lock"]
+    assert names(root / "home") == ["auth"]
+    assert names(root / "state") == [aside, "seed", "stamps.json", "store.lock"]
     done = tear_down(root, ["blobs"])
     assert done.returncode == 0 and names(root) == ["blobs", "state"], done.stdout
     assert names(root / "state") == ["stamps.json", "store.lock"]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,7 @@ class SplitOutcome:
 def volume_size(text: str) -> int:
     """The bytes of a volume as people write them. Raises ValueError for what is no size, or lacks its unit."""
     size, text = bytes_of(text), text.strip()
-    if size < SMALLEST and text.isdigit():
+    if size < SMALLEST and re.fullmatch(r"[0-9.]+", text):
         raise ValueError(
             f"{text} without a unit means {size} bytes, which is no size of a volume. Write {text}G for {text} GiB, or "
             f"{text}M for MiB (xinference_carry_size)."

@@ -71,9 +71,13 @@ def gateway_of(options: Mapping[str, Any]) -> Gateway:
     )
 
 
-def faults(gateway: Gateway) -> List[str]:
-    """Everything that is wrong with it, each with the variable to correct; no key is ever in a message."""
-    return [*_place_faults(gateway), *_route_faults(gateway), *_access_faults(gateway), *_limit_faults(gateway)]
+def faults(gateway: Gateway, routed: bool = True) -> List[str]:
+    """Everything that is wrong with it, each with the variable to correct; no key is ever in a message.
+
+    Without `routed` it lacks servers or models of the wrong type, and nothing is said of those it has.
+    """
+    routes = _route_faults(gateway) if routed else ()
+    return [*_place_faults(gateway), *routes, *_access_faults(gateway), *_limit_faults(gateway)]
 
 
 def shape_faults(servers: Mapping[str, Any], models: Mapping[str, Any]) -> Tuple[List[str], Dict[str, Dict[str, Any]]]:

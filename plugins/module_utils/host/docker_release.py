@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -299,14 +300,27 @@ def stop(docker: Docker, root: Path) -> None:
         docker.ask("stop", seen["Id"])
 
 
-def compose_plugin(artifacts: Mapping[str, Any]) -> Dict[str, str]:
-    """The Compose plugin that was shipped (`path`), and where this user's client looks for one (`link`)."""
+def compose_plugin(artifacts: Mapping[str, Any]) -> Optional[Path]:
+    """The Compose plugin that was shipped as the tool docker-compose, if it was."""
     entry = (artifacts.get("tools") or {}).get("docker-compose")
     found = sorted(path for path in Path(entry["path"]).rglob("*") if path.is_file()) if entry else []
-    if not found:
-        return {}
+    return found[0] if found else None
+
+
+def link_plugin(plugin: Path, dry: bool) -> bool:
+    """Let the client of this user find the Compose plugin; returns whether the link was not there. Raises OSError."""
     top = Path("/usr/local/lib/docker") if os.geteuid() == 0 else Path.home() / ".docker"
-    return {"path": str(found[0]), "link": str(top / "cli-plugins" / "docker-compose")}
+    link = top / "cli-plugins" / "docker-compose"
+    if link.is_symlink() and os.readlink(str(link)) == str(plugin):
+        return False
+    if not dry:
+        link.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        new = link.with_name(f".{link.name}.new")
+        with contextlib.suppress(FileNotFoundError):
+            new.unlink()
+        new.symlink_to(plugin)
+        new.replace(link)
+    return True
 
 
 def needs_index(source: Engines) -> bool:

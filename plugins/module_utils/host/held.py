@@ -70,10 +70,13 @@ def private(top: Path, prefix: str) -> Iterator[int]:
     with entered(top) as parent:
         os.mkdir(name, 0o700, dir_fd=parent)
         inner = os.open(name, _DIRECTORY, dir_fd=parent)
+        seen = os.fstat(inner)
+        with os.scandir(inner) as entries:
+            strange = any(True for _entry in entries)
+        if strange or seen.st_uid != os.geteuid() or stat.S_IMODE(seen.st_mode) & 0o077:
+            os.close(inner)
+            raise BackupError(f"{top / name} was exchanged as soon as it was made. See who is at work in {top}.")
         try:
-            seen = os.fstat(inner)
-            if seen.st_uid != os.geteuid() or stat.S_IMODE(seen.st_mode) & 0o077:
-                raise BackupError(f"{top / name} was exchanged as soon as it was made. See who is at work in {top}.")
             yield inner
         finally:
             with os.scandir(inner) as entries:

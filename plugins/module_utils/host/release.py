@@ -189,7 +189,7 @@ def in_force(root: Path) -> Dict[str, Entry]:
         binary = path.suffix == ".pyz"
         entry = Entry(mode=mode, data=content) if binary else Entry(content.decode("utf-8", "replace"), mode)
         files[str(path.relative_to(directory))] = entry
-    if files and identity(files) != name:
+    if name and directory.is_dir() and identity(files) != name:
         changed = list(release_files.differences(root, directory))
         raise ReleaseError(
             f"{directory} is not as it was written{f' ({_some(changed)})' if changed else ''}. "

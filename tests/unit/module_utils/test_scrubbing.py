@@ -127,6 +127,12 @@ def test_names_and_numbers_of_data_stay_and_texts_are_cleaned() -> None:
     assert told == {"a": [1, None, True, f"x {HIDDEN}"], HIDDEN: {"b": 2.5}}
 
 
+def test_a_number_that_is_a_secret_goes() -> None:
+    scrubber = Scrubber(["9997"])
+    told = scrubber.clean_data({"port": 9997, "uptime": 1.5, "on": True, "odd": 0.9997})
+    assert told == {"port": HIDDEN, "uptime": 1.5, "on": True, "odd": HIDDEN}
+
+
 def test_short_texts_are_no_secrets() -> None:
     assert Scrubber(["on", "1", ""]).clean("1 is on") == "1 is on"
     assert all(len(form) >= 4 for form in forms("abcd"))

@@ -22,6 +22,7 @@ from ansible_collections.airgap.xinference.plugins.module_utils.host.backup impo
     unpack,
 )
 from ansible_collections.airgap.xinference.plugins.plugin_utils import archives
+from ansible_collections.airgap.xinference.plugins.plugin_utils.host_names import file_name
 from ansible_collections.airgap.xinference.plugins.plugin_utils.unseen import unseen
 
 CONTENTS = {"home/auth/auth.db": b"a database with the-secret-key in it" * 20}
@@ -47,9 +48,15 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def test_names_say_which_host_and_when() -> None:
     assert archives.name_of("gpu-1", TIME, False) == "gpu-1-20261120T201500Z.tar"
-    assert archives.name_of("2001:db8::1/../x", TIME, True) == "2001_db8__1_.._x-20261120T201500Z.tar.cms"
-    assert archives.directory_of(Path("/b"), "../../etc") == Path("/b/_.._etc")
-    assert archives.directory_of(Path("/b"), "..") == Path("/b/_")
+    assert re.fullmatch(r"2001_db8__1-\w{8}-20261120T201500Z\.tar\.cms", archives.name_of("2001:db8::1", TIME, True))
+    assert archives.directory_of(Path("/b"), "..").parent == Path("/b")
+
+
+def test_no_name_of_a_host_leads_elsewhere_and_no_two_share_a_file() -> None:
+    hosts = ["gpu-1", "../../etc", "..", "", ".gpu-1", "a/b", "a_b", "köln-1", "käln-1", "2001:db8::1/../x"]
+    names = [file_name(host) for host in hosts]
+    assert len(set(names)) == len(hosts) and names[0] == "gpu-1"
+    assert not [name for name in names if "/" in name or name.startswith(".") or not name.isascii()]
 
 
 def test_only_this_user_can_read_an_archive(tmp_path: Path) -> None:
@@ -139,12 +146,16 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
 
 def test_what_killed_runs_began_to_write_goes_with_the_next_archive(tmp_path: Path) -> None:
     directory = tmp_path / "b/gpu-1"
-    archive_names(directory, ".gpu-1-x.tar.aaaa", ".gpu-1-y.tar.cms.bbbb", ".notes")
-    os.utime(directory / ".gpu-1-x.tar.aaaa", (0, 0))
-    os.utime(directory / ".notes", (0, 0))
-    archives.write(directory / "gpu-1-z.tar", ARCHIVE, None)
-    names = sorted(path.name for path in directory.iterdir())
-    assert names == [".gpu-1-y.tar.cms.bbbb", ".notes", "gpu-1-z.tar"]
+    old, new = (f".{archives.name_of('gpu-1', TIME, yes)}.abcd1234" for yes in (True, False))
+    others = [new, f".{archives.name_of('gpu-2', TIME, True)}.abcd1234", ".notes.tar.gz"]
+    archive_names(directory, old, *others)
+    (directory / ".odd.tar.d").mkdir()
+    for path in directory.iterdir():
+        if path.name != new:
+            os.utime(path, (0, 0))
+    archives.write(directory / archives.name_of("gpu-1", TIME, False), ARCHIVE, None)
+    names = {path.name for path in directory.iterdir()}
+    assert names == {*others, ".odd.tar.d", archives.name_of("gpu-1", TIME, False)}
 
 
 def test_a_controller_without_openssl_is_told(

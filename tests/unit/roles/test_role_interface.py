@@ -11,6 +11,7 @@ from pathlib import Path
 import jinja2
 import pytest
 import yaml
+from ansible_collections.airgap.xinference.plugins.modules import xinference_release
 
 ROOT = Path(__file__).parents[3]
 ROLES = sorted(path for path in (ROOT / "roles").iterdir() if path.is_dir())
@@ -106,13 +107,17 @@ def test_what_another_run_did_meanwhile_is_tried_again_and_nothing_else(said: st
     assert "is search(__xinference_server_meanwhile)" in (role / "tasks/docker.yml").read_text()
 
 
-@pytest.mark.parametrize(("check_mode", "given"), [(True, True), (False, False)])
-def test_what_was_censored_restarts_no_server(check_mode: bool, given: bool) -> None:
-    """With a secret such as `1` the digest in a result is no longer the one of the release."""
+def test_nothing_goes_by_what_may_have_been_censored() -> None:
+    """With a secret such as `1` a digest or a path in the result of the release is no longer itself."""
+    release = yaml.safe_load(xinference_release.RETURN)
+    texts = [path.read_text() for path in (ROOT / "roles/xinference_server/tasks").glob("*.yml")]
+    used = set(re.findall(r"__xinference_server_release\.(\w+)", "".join(texts)))
+    assert used and {release[name]["type"] for name in used} == {"bool"}
+
+
+@pytest.mark.parametrize(("check_mode", "redefined"), [(True, True), (True, False), (False, True)])
+def test_only_check_mode_goes_by_the_release_that_is_not_in_force(check_mode: bool, redefined: bool) -> None:
     tasks = yaml.safe_load((ROOT / "roles/xinference_server/tasks/native.yml").read_text())
     (service,) = [task[name] for task in tasks for name in task if name == "airgap.xinference.xinference_service"]
-    said = {"definition": "9********4"}
-    known = {"ansible_check_mode": check_mode, "__xinference_server_release": said, "omit": "left out"}
-    environment = jinja2.Environment()
-    environment.filters["ternary"] = lambda value, yes, no: yes if value else no
-    assert environment.from_string(service["definition"]).render(known) == (said["definition"] if given else "left out")
+    known = {"ansible_check_mode": check_mode, "__xinference_server_release": {"redefined": redefined}}
+    assert jinja2.Environment().from_string(service["redefined"]).render(known) == str(check_mode and redefined)

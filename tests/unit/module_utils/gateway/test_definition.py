@@ -96,6 +96,8 @@ def test_servers_and_models_of_other_types_are_told_and_the_rest_is_judged() -> 
     assert right == {"servers": {"b": "gpu-1:1"}, "models": {"b": ["llm"]}}
     assert [text.partition(" is ")[0].rpartition(" of ")[2] for text in found] == ["a", "a", "c", "d"]
     assert "xinference_gateway_models: 'llm' of a is no list of model uids" in found
+    nothing = dataclasses.replace(GOOD, routes=[])
+    assert faults(nothing) != [] and faults(nothing, routed=False) == []
 
 
 def test_each_model_leads_to_the_hosts_that_serve_it() -> None:

@@ -77,6 +77,10 @@ def test_files_of_a_release_that_somebody_changed_are_named(tmp_path: Path) -> N
     assert stat.S_IMODE(noted.stat().st_mode) == 0o600
     hashes = [hash_(b"PIN=1234\n").hexdigest() for hash_ in (hashlib.sha256, hashlib.blake2b)]
     assert "1234" not in noted.read_text() and not any(one in noted.read_text() for one in hashes)
+    for path in list(current.iterdir()):
+        path.unlink()
+    with pytest.raises(release.ReleaseError, match=r"a\.json is missing, .*server\.env is missing"):
+        release.in_force(tmp_path)
     # Of a release that an older collection made nothing is known.
     noted.unlink()
     with pytest.raises(release.ReleaseError, match=r"not as it was written\. Run playbooks/serve.yml"):

@@ -295,6 +295,27 @@ def swap(path: Path, theirs: Path) -> None:
     path.symlink_to(theirs)
 
 
+def test_a_scratch_that_is_exchanged_for_another_directory_is_left_alone(
+    host: BackedUp, archive: Backup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The owner of the home may put a directory of root's there that he can move but not read."""
+    theirs = host.home / "theirs"
+    theirs.mkdir(mode=0o700)
+    (theirs / "precious").write_text("root's")
+    real = os.mkdir
+
+    def mkdir(name: Any, *more: Any, **options: Any) -> None:
+        real(name, *more, **options)
+        if str(name).startswith(".restoring-") and theirs.exists():
+            (host.home / name).rename(host.home / "moved")
+            theirs.rename(host.home / name)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    with pytest.raises(BackupError, match="was exchanged as soon as it was made"):
+        restore(host, archive)
+    assert [path.read_text() for path in host.home.glob(".restoring-*/precious")] == ["root's"]
+
+
 def test_a_scratch_that_is_exchanged_for_a_link_leads_nowhere(
     host: BackedUp, archive: Backup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
