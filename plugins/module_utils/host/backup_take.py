@@ -198,8 +198,8 @@ def _elsewhere(root: Path, home: Path) -> List[str]:
         seen, hidden = deployed(root), secrets(root / "current")
     except (OSError, ValueError, KeyError, Closed) as error:
         raise BackupError(
-            f"The release in force below {root} cannot be read ({error!r}), so nobody can tell where its server keeps "
-            "its accounts. Run playbooks/serve.yml, which makes it anew."
+            f"The release in force below {root} cannot be read ({type(error).__name__}: {error}), so nobody can tell "
+            "where its server keeps its accounts. Run playbooks/serve.yml, which makes it anew."
         ) from error
     told = {**seen.environment, **hidden}
     top = PurePosixPath(told.get("XINFERENCE_HOME") or str(home))
