@@ -25,6 +25,7 @@ from servers import Missing
 
 TEXT = "a sentence that was embedded before"
 READY_LIMIT = 600.0
+GIVEN = "sk-backupsgiven0"
 MODEL = {
     "model_uid": "minilm",
     "model_name": "bce-embedding-base_v1",
@@ -53,6 +54,7 @@ def hosts(tmp_path: Path, models: Callable[[str], str]) -> Iterator[Callable[[st
         "xinference_server_auth": True,
         "xinference_username": ADMIN["username"],
         "xinference_password": ADMIN["password"],
+        "xinference_api_keys": [{"name": "given", "key": GIVEN}],
         "xinference_models": [MODEL],
         "xinference_backup_directory": str(tmp_path / "backups"),
         "xinference_server_environment": {"OMP_NUM_THREADS": "2"},
@@ -141,7 +143,7 @@ def test_the_same_key_fetches_the_same_embedding_from_another_host(
     }
     old.play("backup", "--check", **recipient)
     assert not (tmp_path / "backups").exists()
-    check_unseen(old.play("backup", "-vvv", "--diff", **recipient), old, key)
+    check_unseen(old.play("backup", "-vvv", "--diff", **recipient), old, key, GIVEN)
     old.play("backup", **recipient)
     (archive,) = (tmp_path / "backups").rglob("*.*")
     assert archive.match("gpu-1/gpu-1-*.tar.cms")
@@ -168,8 +170,8 @@ def test_the_same_key_fetches_the_same_embedding_from_another_host(
         Client(new.endpoint, api_key=key, timeout=60.0).models()
 
     output = new.play("restore", "-vvv", "--diff", **restoring)
-    check_unseen(output, new, key, *secrets)
-    assert embedding(new, key) == pytest.approx(before, abs=1e-5)
+    check_unseen(output, new, key, GIVEN, *secrets)
+    assert embedding(new, key) == embedding(new, GIVEN) == pytest.approx(before, abs=1e-5)
     admin = Client(new.endpoint, timeout=60.0, **ADMIN)
     assert admin.registration("embedding", "registered-by-hand") is not None
     record = json.loads((new.root / "state/launched.json").read_text())["models"]["minilm"]

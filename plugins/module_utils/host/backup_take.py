@@ -16,14 +16,16 @@ import shutil
 import sqlite3
 import tempfile
 import time
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Dict, Iterator, List, Mapping, Optional, Tuple
 from urllib.parse import quote
 
 from ..bundle.places import remove
 from .backends import backend_in_force
 from .backup import BackupError, Index, is_database, kind_of, listed
+from .deployed import deployed
 from .docker_release import VIEW, image_version
+from .guarded import GIVEN, Closed, secrets
 from .native_ctl import locked
 from .native_run import SERVICE
 from .release import current
@@ -33,15 +35,15 @@ LIMIT = 256 << 20
 BUSY_SECONDS = 30.0
 _TRIES = 5
 _SCRATCH = ".backup-"
-# Files that a site may have put elsewhere (constants.py of 4.1.0).
-_ELSEWHERE = (
-    "XINFERENCE_HOME",
-    "XINFERENCE_AUTH_DB_PATH",
-    "XINFERENCE_LAUNCH_HISTORY_DB_PATH",
-    "XINFERENCE_MONITOR_CONFIG_DB_PATH",
-    "XINFERENCE_SYSTEM_SETTINGS_PATH",
-    "XINFERENCE_TOKEN_ROUTER_DB_PATH",
-)
+# Files that a site may have put elsewhere, and where a backup looks for them in the home (constants.py of 4.1.0).
+_PLACES = {
+    "XINFERENCE_HOME": "",
+    "XINFERENCE_AUTH_DB_PATH": "auth/auth.db",
+    "XINFERENCE_LAUNCH_HISTORY_DB_PATH": "launch_history.db",
+    "XINFERENCE_MONITOR_CONFIG_DB_PATH": "monitor_config.db",
+    "XINFERENCE_SYSTEM_SETTINGS_PATH": "system-settings.json",
+    "XINFERENCE_TOKEN_ROUTER_DB_PATH": "token_routers.db",
+}
 
 
 def take(root: Path, home: Path, host: str, when: str) -> Tuple[Index, Dict[str, bytes]]:
@@ -71,8 +73,9 @@ def belonging(root: Path, home: Path) -> Dict[str, Path]:
     elsewhere = _elsewhere(root, home)
     if elsewhere:
         raise BackupError(
-            f"The server keeps {', '.join(elsewhere)}, which is not below {home}, so a backup would miss it. Take the "
-            "variable out of the inventory, or set xinference_server_home to the directory that has them all."
+            f"The server keeps {', '.join(elsewhere)}, which is not its place in {home}, so a backup would miss it. "
+            "Take the variable, or the mount over it, out of the inventory, or set xinference_server_home to the "
+            "directory that has them all."
         )
     found: Dict[str, Path] = {}
     for area, directory in (("home", home), ("state", root / "state"), ("release", (root / "current").resolve())):
@@ -146,13 +149,17 @@ def _reading(path: Path) -> sqlite3.Connection:
 
 
 def accounts(path: Path) -> Optional[Tuple[List[str], int]]:
-    """The names of the accounts in a server's database, and how many keys it has; None where that cannot be told."""
+    """The names of the accounts in a server's database, and how many keys it has; None where that cannot be told.
+
+    Keys that are given are not counted: the inventory has them, and every start makes them.
+    """
     if not path.is_file():
         return [], 0
     try:
         with contextlib.closing(_reading(path)) as database:
             users = [str(name) for (name,) in database.execute("SELECT username FROM users ORDER BY username")]
-            (keys,) = database.execute("SELECT count(*) FROM api_keys").fetchone()
+            given = "SELECT count(*) FROM api_keys WHERE description IS NOT ?"
+            (keys,) = database.execute(given, (GIVEN,)).fetchone()
     except sqlite3.Error:
         return None
     return users, int(keys)
@@ -186,13 +193,18 @@ def server_version(root: Path) -> str:
 
 
 def _elsewhere(root: Path, home: Path) -> List[str]:
-    """What the environment of a native server puts outside its home."""
+    """The variables of what the server has elsewhere than in its place in `home`; values of secret ones stay out."""
     try:
-        environment = json.loads((root / SERVICE).read_text(encoding="utf-8"))["environment"]
-    except (OSError, ValueError, KeyError):
-        return []
-    return [
-        f"{name}={environment[name]}"
-        for name in _ELSEWHERE
-        if environment.get(name) and home not in (Path(environment[name]), *Path(environment[name]).parents)
-    ]
+        seen, hidden = deployed(root), secrets(root / "current")
+    except (OSError, ValueError, KeyError, Closed) as error:
+        raise BackupError(
+            f"The release in force below {root} cannot be read ({type(error).__name__}: {error}), so nobody can tell "
+            "where its server keeps its accounts. Run playbooks/serve.yml, which makes it anew."
+        ) from error
+    told = {**seen.environment, **hidden}
+    top = PurePosixPath(told.get("XINFERENCE_HOME") or str(home))
+    found = {name: told.get(name) or str(top / place) for name, place in _PLACES.items()}
+    wrong = [name for name, path in found.items() if seen.on_host(path) != home / _PLACES[name]]
+    # With the whole home elsewhere so is all that is in it.
+    named = wrong[:1] if "XINFERENCE_HOME" in wrong else wrong
+    return [name if name in hidden else f"{name}={found[name]}" for name in named]

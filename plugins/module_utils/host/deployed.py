@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Dict, List, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, Dict, List, Mapping, Optional
 from urllib.parse import urlsplit
 
 from . import compose, isolation
@@ -37,6 +37,16 @@ class Deployed:
     volumes: List[Dict[str, Any]] = field(default_factory=list)
     gpus: List[List[str]] = field(default_factory=list)
     view: Mapping[str, Any] = field(default_factory=dict)
+
+    def on_host(self, path: str) -> Optional[Path]:
+        """Where on the host a path of the server's lies; None where nothing but its container has it."""
+        if not self.volumes:
+            return Path(path)
+        inside = PurePosixPath(path)
+        sources = {PurePosixPath(one["target"]): Path(one["source"]) for one in self.volumes}
+        # The deepest mount is the one that is seen.
+        found = next((place for place in (inside, *inside.parents) if place in sources), None)
+        return None if found is None else sources[found] / inside.relative_to(found)
 
 
 def deployed(root: Path) -> Deployed:

@@ -160,10 +160,7 @@ def auth_config(seen: Deployed) -> str:
         name, mark, value = word.partition("=")
         if name == "--auth-config":
             inside = value if mark else (words[place + 1] if place + 1 < len(words) else "")
-            for volume in seen.volumes:
-                if inside == volume["target"] or inside.startswith(f"{volume['target']}/"):
-                    return str(volume["source"]) + inside[len(str(volume["target"])) :]
-            return "" if seen.volumes else inside
+            return str(seen.on_host(inside) or "") if inside else ""
     return ""
 
 

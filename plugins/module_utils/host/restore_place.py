@@ -261,6 +261,6 @@ def _refuse_open(paths: List[Path]) -> None:
                     if (status.st_dev, status.st_ino) in files:
                         name = (process / "comm").read_text(encoding="utf-8", errors="replace").strip()
                         raise BackupError(
-                            f"{files[status.st_dev, status.st_ino]} is open by process {process.name} ({name}). Stop "
-                            "the server first (playbooks/stop.yml), then restore."
+                            f"{files[status.st_dev, status.st_ino]} is open by process {process.name} ({name}). End "
+                            "that process (playbooks/stop.yml where it is the server), then restore."
                         )

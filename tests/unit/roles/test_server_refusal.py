@@ -86,6 +86,24 @@ def test_keys_that_no_server_could_make_are_refused_before_any_is_made(tmp_path:
 
 
 @pytest.mark.skipif(not shutil.which("ansible-playbook"), reason="ansible-playbook is not installed")
+def test_a_key_that_is_given_is_not_left_in_force_in_silence(tmp_path: Path) -> None:
+    """Its value is the inventory's, so that a green run would leave a leaked one in force."""
+    wanted = {
+        "xinference_auth": True,
+        "xinference_username": "root",
+        "xinference_password": "verysecret-1",
+        "xinference_api_keys": ["chat", {"name": "rag", "key": "sk-abcdefghijklm", "state": "absent"}],
+        "xinference_rotate_keys": ["rag", "chat"],
+    }
+    said = " ".join(refused(tmp_path, "xinference_access", wanted).split())
+    assert "give each another value and run playbooks/serve.yml: rag;" in said
+    assert "say absent; delete them and run playbooks/serve.yml: rag." in said
+    started = refused(tmp_path, "xinference_server", wanted)
+    assert "would be in force; delete them: rag." in " ".join(started.split())
+    assert "sk-abcdefghijklm" not in said + started
+
+
+@pytest.mark.skipif(not shutil.which("ansible-playbook"), reason="ansible-playbook is not installed")
 def test_a_registration_that_fails_shows_no_secret(tmp_path: Path) -> None:
     definition = {"model_name": "own-model", "api_key": "s3cretOfTheSite"}
     wanted = {"xinference_endpoint": "http://127.0.0.1:9", "xinference_models": []}

@@ -9,14 +9,15 @@ import contextlib
 import json
 import sqlite3
 from pathlib import Path
-from typing import Any, Dict, Sequence
+from typing import Any, Dict, Mapping, Sequence
 
-from ansible_collections.airgap.xinference.plugins.module_utils.host import release
+from ansible_collections.airgap.xinference.plugins.module_utils.host import guarding, release
+from ansible_collections.airgap.xinference.plugins.module_utils.host.yaml_text import yaml_text
 from ansible_collections.airgap.xinference.plugins.module_utils.server.spec import fingerprint
 
 TABLES = """
 CREATE TABLE users (id INTEGER PRIMARY KEY, username TEXT NOT NULL);
-CREATE TABLE api_keys (id INTEGER PRIMARY KEY, user_id INTEGER, key_hash TEXT);
+CREATE TABLE api_keys (id INTEGER PRIMARY KEY, user_id INTEGER, key_hash TEXT, description TEXT);
 """
 HISTORY = "CREATE TABLE launch_history (id INTEGER PRIMARY KEY, model_uid TEXT, data TEXT, python TEXT);"
 REGISTRATION = {"version": 2, "model_name": "mine"}
@@ -58,7 +59,13 @@ class BackedUp:
         """Put a release in force."""
         venv = self.root / "venvs/abc"
         (venv / f"lib/python3.11/site-packages/xinference-{version}.dist-info").mkdir(parents=True, exist_ok=True)
-        service: Dict[str, Any] = {"command": [f"{venv}/bin/python"], "environment": environment}
+        service: Dict[str, Any] = {
+            "command": [f"{venv}/bin/python"],
+            "environment": {"XINFERENCE_HOME": str(self.home), **environment},
+            "directory": str(self.home),
+            "host": "127.0.0.1",
+            "port": 9997,
+        }
         files = {
             "service.json": release.Entry(json.dumps(service), 0o400),
             "server.json": release.Entry(json.dumps({"backend": "native"})),
@@ -66,6 +73,25 @@ class BackedUp:
             "bin/run": release.Entry("#!/bin/sh\n", 0o555),
             "bin/keeper.pyz": release.Entry(data=b"PK", mode=0o444),
         }
+        self.put(files)
+
+    def serve_with_docker(self, mounts: Mapping[str, str], secrets: Mapping[str, str], **environment: str) -> None:
+        """Put a release of a container in force; `mounts` are directories of the host by the place inside."""
+        inside = "/root/.xinference"
+        volumes = {inside: str(self.home), **mounts}
+        server = {
+            "environment": {"XINFERENCE_HOME": inside, **environment},
+            "volumes": [{"type": "bind", "source": source, "target": target} for target, source in volumes.items()],
+        }
+        view = {"backend": "docker", "endpoint": "http://127.0.0.1:9997"}
+        files = {
+            "compose.yaml": release.Entry(yaml_text({"name": "x", "services": {"server": server}})),
+            "server.json": release.Entry(json.dumps(view)),
+        }
+        self.put({**files, **guarding.files(secrets, {}, "seed")})
+
+    def put(self, files: Mapping[str, release.Entry]) -> None:
+        """Put these files in force."""
         release.make(self.root, files)
         release.switch(self.root, release.identity(files))
 

@@ -209,8 +209,41 @@ def test_what_lies_elsewhere_is_not_missed_silently(host: BackedUp, name: str) -
     host.serve(**{name: "/var/lib/elsewhere"})
     with pytest.raises(BackupError, match=f"{name}=/var/lib/elsewhere"):
         belonging(host.root, host.home)
-    host.serve(**{name: str(host.home / "auth")})
+    host.serve(**{name: str(host.home / "other/place")})
+    with pytest.raises(BackupError, match="not its place"):
+        belonging(host.root, host.home)
+    host.serve(**{name: str(host.home / backup_take._PLACES[name])})
     assert belonging(host.root, host.home)
+
+
+@pytest.mark.parametrize(
+    ("mounts", "secrets", "environment", "told"),
+    [
+        ({"/models": "/srv/models", "/root/.xinference/nltk_data": "/srv/nltk"}, {"A_WORD": "x"}, {}, ""),
+        ({}, {}, {"XINFERENCE_AUTH_DB_PATH": "/root/.xinference/auth/auth.db"}, ""),
+        ({}, {}, {"XINFERENCE_AUTH_DB_PATH": "/data/auth.db"}, "XINFERENCE_AUTH_DB_PATH=/data/auth.db,"),
+        ({"/data": "/srv"}, {}, {"XINFERENCE_AUTH_DB_PATH": "/data/auth.db"}, "XINFERENCE_AUTH_DB_PATH=/data/auth.db,"),
+        ({}, {"XINFERENCE_AUTH_DB_PATH": "/data/auth.db"}, {}, "keeps XINFERENCE_AUTH_DB_PATH,"),
+        ({"/root/.xinference/auth": "/srv"}, {}, {}, "XINFERENCE_AUTH_DB_PATH=/root/.xinference/auth/auth.db,"),
+        ({}, {}, {"XINFERENCE_HOME": "/data"}, "keeps XINFERENCE_HOME=/data, which is not its place"),
+    ],
+)
+def test_what_a_container_has_elsewhere_is_not_missed_silently(
+    host: BackedUp, mounts: Dict[str, str], secrets: Dict[str, str], environment: Dict[str, str], told: str
+) -> None:
+    host.serve_with_docker(mounts, secrets, **environment)
+    if not told:
+        assert "home/auth/auth.db" in belonging(host.root, host.home)
+        return
+    with pytest.raises(BackupError, match=told):
+        belonging(host.root, host.home)
+
+
+def test_a_release_that_cannot_be_read_is_not_backed_up_as_if_nothing_lay_elsewhere(host: BackedUp) -> None:
+    (host.root / "current/service.json").chmod(0o600)
+    (host.root / "current/service.json").write_text("{}")
+    with pytest.raises(BackupError, match=r"cannot be read .*playbooks/serve.yml"):
+        belonging(host.root, host.home)
 
 
 @pytest.mark.parametrize("name", ["auth/more", "model/v2/llm.json", "auth"])

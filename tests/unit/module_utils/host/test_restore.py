@@ -18,6 +18,7 @@ import pytest
 from ansible_collections.airgap.xinference.plugins.module_utils.host import backup, held, restore_place
 from ansible_collections.airgap.xinference.plugins.module_utils.host.backup import BackupError, Index
 from ansible_collections.airgap.xinference.plugins.module_utils.host.backup_take import take
+from ansible_collections.airgap.xinference.plugins.module_utils.host.guarded import GIVEN
 from ansible_collections.airgap.xinference.plugins.module_utils.host.restore import Mark, Plan, Standing, plan
 from ansible_collections.airgap.xinference.plugins.module_utils.host.restore_place import (
     look,
@@ -213,6 +214,15 @@ def test_files_belong_to_the_owner_of_the_home(host: BackedUp, archive: Backup) 
     assert (host.root / "state/launched.json").stat().st_uid == 0
 
 
+def test_keys_that_serving_makes_hinder_no_restore(host: BackedUp, archive: Backup) -> None:
+    """A new host has those that are given before it listens, and has them again when it starts after the restore."""
+    host.run("auth/auth.db", f"INSERT INTO api_keys (user_id, key_hash, description) VALUES (1, 'given', '{GIVEN}')")
+    restore(host, archive)
+    assert host.keys == ["key-of-ada"]
+    host.run("auth/auth.db", "INSERT INTO api_keys (user_id, key_hash, description) VALUES (1, 'own', '')")
+    assert look(host.root, host.home, archive[0]).keys == 2
+
+
 def test_the_second_run_changes_nothing_whatever_the_server_did_since(host: BackedUp, archive: Backup) -> None:
     restore(host, archive)
     host.run("auth/auth.db", "INSERT INTO api_keys (user_id, key_hash) VALUES (1, 'since')")
@@ -269,7 +279,7 @@ def test_a_server_that_runs_is_not_written_under(host: BackedUp, archive: Backup
     with (host.home / "auth/auth.db").open("rb") as database:
         server = subprocess.Popen(["sleep", "60"], stdin=database)
     try:
-        with pytest.raises(BackupError, match=rf"auth.db is open by process {server.pid} .*playbooks/stop.yml"):
+        with pytest.raises(BackupError, match=rf"auth.db is open by process {server.pid} \(sleep\)\. End that process"):
             restore(host, archive)
     finally:
         server.kill()
