@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Dict
 
 import pytest
-from sites import REPOSITORY, Site, SshHost
+from sites import Site, SshHost
+
+from playbooks import run
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="an SSH server for several users needs root")
 
@@ -24,21 +24,7 @@ def firewall(site: Site, variables: Dict[str, Any], expect: int) -> str:
     inventory = {"xinference": {"hosts": {"gpu-1": {"ansible_python_interpreter": sys.executable, **variables}}}}
     path = site.place / "inventory.json"
     path.write_text(json.dumps(inventory))
-    playbook = str(REPOSITORY / "playbooks/firewall.yml")
-    done = subprocess.run(
-        [
-            shutil.which("ansible-playbook") or "",
-            "-i",
-            str(path),
-            playbook,
-            "--check",
-        ],
-        env=site.surroundings(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
+    done = run("-i", str(path), "playbooks/firewall.yml", "--check", environment=site.surroundings())
     assert done.returncode == expect, done.stdout
     return " ".join(done.stdout.split())
 

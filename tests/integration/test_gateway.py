@@ -10,6 +10,7 @@ import json
 import socket
 import ssl
 import stat
+import time
 import warnings
 from pathlib import Path
 from typing import Iterator, List
@@ -23,6 +24,7 @@ from ansible_collections.airgap.xinference.plugins.module_utils.gateway.running 
     converge,
     remove,
 )
+from ansible_collections.airgap.xinference.plugins.module_utils.host import modes
 from ansible_collections.airgap.xinference.plugins.plugin_utils.authority import AUTHORITY
 from gateways import NAME, WAIT, Site
 from upstream import Upstream
@@ -408,6 +410,29 @@ def test_an_answer_that_was_begun_outlives_a_new_configuration(site: Site) -> No
     assert site.ask("GET", "/v1/models", None, BEARER).status == 401
     site.upstreams[0].go.set()
     assert answer.read() == b"data: last\n\n"
+
+
+def test_the_log_is_rotated_on_a_host_that_also_serves(site: Site) -> None:
+    """As docs/gateway.md says. Serving closes the directory of logs, and only nginx's master opens files there."""
+    log = Path(site.runner.log)
+    modes.close(modes.too_open(site.place.parent))
+    assert stat.S_IMODE(log.parent.stat().st_mode) == modes.CLOSED
+
+    def asked_and_written() -> None:
+        before, limit = size(), time.monotonic() + WAIT
+        while size() == before:
+            assert time.monotonic() < limit, "requests are answered, and nothing is written"
+            site.ask("GET", "/v1/models", None, BEARER).read()
+
+    def size() -> int:
+        return log.stat().st_size if log.exists() else 0
+
+    for rate in (11, 12):
+        log.rename(log.with_name(f"gateway.log.{rate}"))
+        site.runner.reload()
+        asked_and_written()
+        assert site.put(rate=rate).action == "reload"
+        asked_and_written()
 
 
 def test_what_nginx_refuses_replaces_nothing(site: Site) -> None:

@@ -11,17 +11,24 @@ from pathlib import Path
 from typing import List
 
 import yaml
-from ansible_collections.airgap.xinference.plugins.module_utils.host import facts
+from ansible_collections.airgap.xinference.plugins.module_utils.host import facts, firewall_table
 
 import playbooks
 from playbooks import REPOSITORY
 
 ROLE = REPOSITORY / "roles" / "xinference_teardown"
+KEPT = ["blobs", "images", "home"]
 
 
-def tear_down(root: Path, keep: List[str]) -> subprocess.CompletedProcess[str]:
+def tear_down(root: Path, keep: List[str], **more: str) -> subprocess.CompletedProcess[str]:
     variables = {"xinference_root": str(root), "xinference_teardown_keep": keep, "xinference_teardown_confirm": "yes"}
-    return playbooks.run("-i", "inventories/quickstart", "playbooks/teardown.yml", "-e", json.dumps(variables))
+    settings = json.dumps({**variables, **more})
+    return playbooks.run("-i", "inventories/quickstart", "playbooks/teardown.yml", "-e", settings)
+
+
+def said(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode, done.stdout
+    return " ".join(done.stdout.split())
 
 
 def names(root: Path) -> List[str]:
@@ -76,8 +83,34 @@ def test_copies_of_accounts_go_with_the_home_and_leftovers_always(tmp_path: Path
     assert again.returncode == 0 and "changed=0" in again.stdout, again.stdout
 
 
+def test_a_host_that_only_has_a_gateway_is_ours(tmp_path: Path) -> None:
+    root = tmp_path / "site"
+    release = root / "gateway" / "releases" / "a"
+    for made in (release, root / "logs"):
+        made.mkdir(parents=True)
+    (release / "nginx.conf").touch()
+    (root / "gateway" / "current").symlink_to("releases/a")
+    assert facts.place(str(root))["foreign"] == []
+    done = tear_down(root, [])
+    assert done.returncode == 0 and not root.exists(), done.stdout
+
+
+def test_who_is_asked_reads_what_goes(tmp_path: Path) -> None:
+    """Here nobody can be asked, and the refusal says it."""
+    root, rules = tmp_path / "site", tmp_path / "rules"
+    (root / "blobs/sha256").mkdir(parents=True)
+    unsure = {"xinference_teardown_confirm": "", "__xinference_teardown_rules": str(rules)}
+    assert "; the server, its models, its releases would go" in said(tear_down(root, KEPT, **unsure))
+    (root / "gateway").mkdir()
+    rules.mkdir()
+    told = said(tear_down(root, ["blobs"], **unsure))
+    assert "its releases, the gateway, the rules of the firewall, images, home would go" in told
+    assert names(root) == ["blobs", "gateway"]
+
+
 def test_preflight_and_teardown_mean_the_same_names() -> None:
     told = yaml.safe_load((ROLE / "vars" / "main.yml").read_text())
     assert told["__xinference_teardown_marks"] == list(facts.MARKS)
+    assert told["__xinference_teardown_rules"] == f"/{firewall_table.DIRECTORY}"
     gone = {name.split("/")[0] for name in told["__xinference_teardown_always"]}
     assert gone | {"blobs", "home"} == set(facts.OURS)

@@ -17,8 +17,11 @@ from typing import Any
 from .venv import VenvError, choose_python, complete
 
 _HEX = re.compile(r"[0-9a-f]{64}\Z")
-MARKS = ("blobs/sha256", "partial", "state/store.lock")
-"""What shipping makes first below a root directory; one of it stays as long as anything of ours does."""
+MARKS = ("blobs/sha256", "partial", "state/store.lock", "gateway/current/nginx.conf")
+"""What shipping makes first below a root directory, and a gateway to which nothing was shipped.
+
+One of it stays as long as anything of ours does.
+"""
 OURS = (
     *("blobs", "cache", "current", "home", "lib", "logs", "models", "partial", "releases", "run", "state", "tools"),
     *("venvs", "wheels"),
@@ -51,7 +54,7 @@ def place(root: str) -> dict[str, Any]:
     """Whether `root` can be made or written by this user, and the bytes that are free there.
 
     `existing` is the nearest directory that is there, `owner` and `mode` are its. `obstacle` names a file in the way,
-    `foreign` what has one of our names below `root` although nothing was ever shipped there.
+    `foreign` what has one of our names below `root` although nothing of ours ever came there.
     """
     path = Path(root)
     while not os.path.lexists(path) and path != path.parent:
