@@ -64,23 +64,3 @@ def test_a_failed_launch_is_explained_at_once(server: Server, models: Callable[[
     assert seconds < 50
     if server.version == NEW:
         assert "bce-embedding-base_v1" in result["diagnosis"]["cure"]
-
-
-def test_models_and_probes(server: Server, models: Callable[[str], str]) -> None:
-    client = server.client()
-    real = {"model_uid": "real", "model_name": "bce-embedding-base_v1", "model_type": "embedding"}
-    servers.launch(client, {**real, "model_path": models("minilm")})
-    entry = {**real, "probe": {"expect": {"dimensions": 384}}}
-    disabled = {"model_uid": "off", "enabled": False}
-    asked = {"endpoint": server.endpoint, "probe": True}
-    result, _seconds = run_module("xinference_health", {**asked, "models": [entry, disabled]})
-    assert result["healthy"], result
-    assert result["models"]["real"]["state"] == "ready"
-    assert result["probes"]["real"]["state"] == "passed"
-    assert result["probes"]["real"]["latency_s"] < 10
-    result, _seconds = run_module("xinference_health", {**asked, "models": [real]})
-    assert result["failed"] and "have 384 dimensions, and the model is registered with 768" in result["msg"]
-    listed, _seconds = run_module("xinference_model_info", {"endpoint": server.endpoint, "model_uid": "real"})
-    (model,) = listed["models"]
-    assert model["state"] == "ready" and model["model"]["model_name"] == "bce-embedding-base_v1"
-    assert listed["version"] == server.version and listed["changed"] is False
