@@ -149,9 +149,9 @@ class Server:
                     found.append(int(entry.name))
         return found
 
-    def clear(self) -> None:
+    def clear(self, **login: Any) -> None:
         """Terminate every model, also failed ones, and forget custom registrations of embedding models."""
-        client = self.client()
+        client = self.client(**login)
         for instance in client.instances():
             with contextlib.suppress(ServerError):
                 client.terminate(instance["model_uid"])

@@ -182,17 +182,6 @@ def test_a_wrong_key_is_tried_once(guarded_server: Server, models: Callable[[str
     assert not (tmp_path / "state" / "launched.json").exists()
 
 
-def test_behind_a_login_models_come_and_go(
-    guarded_server: Server, models: Callable[[str], str], tmp_path: Path
-) -> None:
-    entry = {**EMBEDDING, "model_uid": "small", "model_path": models("minilm")}
-    client = guarded_server.client(**ADMIN)
-    assert [row["action"] for row in apply(client, parse([entry]), tmp_path).models] == ["launch"]
-    again = guarded_server.client(**ADMIN)
-    assert not apply(again, parse([entry]), tmp_path).changed and again.requests_made <= 4
-    assert not apply(client, [], tmp_path).failures and client.models() == {}
-
-
 def test_mistakes_in_the_list_reach_no_server(tmp_path: Path) -> None:
     mistakes = [
         {**EMBEDDING, "model_uid": "a/b"},
