@@ -10,18 +10,17 @@ import subprocess
 from pathlib import Path
 from typing import List
 
+import plays
 import yaml
 from ansible_collections.airgap.xinference.plugins.module_utils.host import facts
-
-import playbooks
-from playbooks import REPOSITORY
+from plays import REPOSITORY
 
 ROLE = REPOSITORY / "roles" / "xinference_teardown"
 
 
 def tear_down(root: Path, keep: List[str]) -> subprocess.CompletedProcess[str]:
     variables = {"xinference_root": str(root), "xinference_teardown_keep": keep, "xinference_teardown_confirm": "yes"}
-    return playbooks.run("-i", "inventories/quickstart", "playbooks/teardown.yml", "-e", json.dumps(variables))
+    return plays.run("-i", "inventories/quickstart", "playbooks/teardown.yml", "-e", json.dumps(variables))
 
 
 def names(root: Path) -> List[str]:

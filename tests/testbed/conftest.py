@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, Iterator, List
 
+import plays
 import pytest
-
-import playbooks
 
 from . import images
 from .engine import cache
@@ -51,7 +50,7 @@ def carried(tmp_path_factory: pytest.TempPathFactory) -> Carried:
     if os.geteuid() != 0:
         pytest.skip("the testbed needs root")
     images.build()
-    script = [sys.executable, str(playbooks.REPOSITORY / "molecule/shared/models.py"), *MODELS]
+    script = [sys.executable, str(plays.REPOSITORY / "molecule/shared/models.py"), *MODELS]
     made = subprocess.run(script, capture_output=True, text=True, check=True)
     # Kept between runs, so that only what changed is built.
     found = Carried(cache() / "bundle", json.loads(made.stdout.splitlines()[-1]))
@@ -67,7 +66,7 @@ def carried(tmp_path_factory: pytest.TempPathFactory) -> Carried:
     }
     hosts = place / "hosts.json"
     hosts.write_text(json.dumps({"xinference": {"hosts": {"gpu-1": {}}}}))
-    playbooks.play(["bundle"], [hosts], wanted, place)
+    plays.play(["bundle"], [hosts], wanted, place)
     return found
 
 

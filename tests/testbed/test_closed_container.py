@@ -16,8 +16,7 @@ from urllib.error import HTTPError
 from urllib.request import ProxyHandler, Request, build_opener
 
 import pytest
-
-from playbooks import changes
+from plays import changes
 
 from .conftest import Carried
 from .hosts import Testbed

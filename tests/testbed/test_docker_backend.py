@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
 import pytest
-
-from playbooks import REPOSITORY, changes
+from plays import REPOSITORY, changes
 
 from .conftest import PACKAGE, Carried
 from .engine import compose_plugin, docker
