@@ -172,6 +172,13 @@ class Server:
                 cwd=self.home,
             )
 
+    def serves(self) -> bool:
+        """Whether its process runs and it answers."""
+        try:
+            return self.process.poll() is None and bool(self.client().status().get("workers"))
+        except ServerError:
+            return False
+
     def wait(self) -> None:
         """Wait until it answers. One that does not is stopped, and RuntimeError raised with its log."""
         client = self.client(timeout=5.0)

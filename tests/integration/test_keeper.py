@@ -239,6 +239,7 @@ def test_a_refused_login_is_tried_once_and_the_right_one_of_another_release_at_o
         kept.endpoint = door.endpoint
         kept.login = {**ADMIN, "password": "not-the-right-one"}
         kept.release(entries("keep-a"))
+        stack.callback(guarded_server.clear, **ADMIN)
         kept.start()
         stack.callback(kept.stop)
         kept.until(lambda: "refused the login" in kept.told["problem"], 60)
@@ -247,6 +248,7 @@ def test_a_refused_login_is_tried_once_and_the_right_one_of_another_release_at_o
         time.sleep(QUIET_S)
         kept.stop()
         kept.start()
+        kept.until(lambda: kept.tells)
         time.sleep(QUIET_S)
         assert door.lines == asked, "nothing at all is sent, by a keeper started anew neither"
         readable = [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_mode & 0o044]
@@ -255,5 +257,3 @@ def test_a_refused_login_is_tried_once_and_the_right_one_of_another_release_at_o
         kept.release(entries("keep-a"))
         kept.until(lambda: kept.ready("keep-a"), 200)
         assert kept.told["problem"] == "" and kept.told["refused"] is None
-        kept.stop()
-        guarded_server.client(**ADMIN).terminate("keep-a")
