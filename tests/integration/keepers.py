@@ -83,7 +83,7 @@ class Kept:
         """What its file says of a model."""
         return self.told.get("models", {}).get(uid, {})
 
-    def until(self, condition: Callable[[], Any], limit: float = 120.0) -> float:
+    def until(self, condition: Callable[[], Any], limit: float = 300.0) -> float:
         """Wait for something; returns how many seconds that took."""
         began = time.monotonic()
         while True:

@@ -37,7 +37,7 @@ OVER = {FIRST_CALLER: NEW}
 """Versions that run with the packages of another."""
 HERE = Path(__file__).parent
 START_LIMIT = 300.0
-READY_LIMIT = 90.0
+READY_LIMIT = 300.0
 OFFLINE = {
     "XINFERENCE_ENABLE_VIRTUAL_ENV": "0",
     "XINFERENCE_MODEL_SRC": "modelscope",

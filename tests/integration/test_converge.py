@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from pathlib import Path
 from typing import Any, Callable, Dict, List
 
@@ -120,11 +121,11 @@ def test_a_launch_under_way_is_waited_for_not_doubled(
     server: Server, entry: Callable[..., Entry], tmp_path: Path
 ) -> None:
     small = entry("minilm", "small")
-    theirs = threading.Thread(target=server.client(timeout=90).launch, args=(small,), kwargs={"timeout": 90})
+    theirs = threading.Thread(target=server.client().launch, args=(small,), kwargs={"timeout": servers.READY_LIMIT})
     theirs.start()
-    watcher = server.client()
+    watcher, limit = server.client(), time.monotonic() + servers.READY_LIMIT
     while not watcher.instances("small"):
-        pass
+        assert time.monotonic() < limit
     applied = converge(server, tmp_path, [small])
     theirs.join()
     assert actions(applied) == {"small": "adopt"}

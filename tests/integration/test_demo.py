@@ -29,7 +29,6 @@ from ansible_collections.airgap.xinference.plugins.module_utils.host import nati
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COLD_LIMIT = 900
-SECOND_LIMIT = 90
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -182,7 +181,6 @@ def test_a_second_run_changes_hashes_and_copies_nothing(demo: Demo) -> None:
     server = demo.pid()
     files = {path: path.stat() for path in demo.site.glob("models/*/*/*")}
     demo.make("demo", arguments="-v")
-    assert demo.seconds < SECOND_LIMIT
     assert demo.changes and not any(demo.changes)
     counted = re.findall(r"\b(?:hashed|copied|sent|linked)_bytes: (\d+)", demo.text)
     assert counted and set(counted) == {"0"}

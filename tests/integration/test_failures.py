@@ -136,10 +136,10 @@ def test_a_launch_that_hangs_is_cancelled_and_leaves_no_process(
     assert not apply(client, parse([good]), tmp_path).failures
     before = descendants(server.process.pid)
 
-    start = time.monotonic()
+    began = time.monotonic()
     # Long enough for the process to have begun to load, which is when a server can cancel.
     applied = apply(client, parse([entry, good]), tmp_path, timeout=30)
-    assert 30 <= time.monotonic() - start < 150
+    assert time.monotonic() - began >= 30
 
     rows = {row["model_uid"]: row for row in applied.models}
     assert rows["good"]["error"] == ""
