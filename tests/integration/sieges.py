@@ -86,7 +86,7 @@ def stranger(endpoint: str, place: Path) -> Iterator[Callable[[], Report]]:
     """
     path = place / "report.json"
     path.unlink(missing_ok=True)
-    command = [sys.executable, str(STRANGERS), endpoint, "--seconds", "600", "--report", str(path)]
+    command = [sys.executable, str(STRANGERS), endpoint, "--seconds", "1800", "--report", str(path)]
 
     def until(condition: Callable[[], bool]) -> None:
         limit = time.monotonic() + PATIENCE_S
