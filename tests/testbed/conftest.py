@@ -85,11 +85,12 @@ def standing() -> Iterator[Testbed]:
 
 @pytest.fixture(scope="module")
 def bare(standing: Testbed) -> Iterator[Testbed]:
-    """The same for one file: nobody has served on its host, which may have loaded images."""
+    """The same for one file, to which the host comes as a new one that may have loaded images."""
     yield standing
     host = standing.hosts["gpu-1"]
     containers: List[str] = host.docker("ps", "--all", "--quiet").split()
     if containers:
         host.docker("rm", "--force", "--volumes", *containers)
     host.docker("network", "prune", "--force")
-    host.exec("rm", "-rf", "/opt/xinference")
+    host.exec("nft", "delete", "table", "inet", "airgap_xinference", check=False)
+    host.exec("rm", "-rf", "/opt/xinference", "/etc/airgap-xinference")
