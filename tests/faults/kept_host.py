@@ -29,12 +29,11 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parent / "integration")]
 import servers
 from ansible_collections.airgap.xinference.plugins.module_utils.server.client import Client, ServerError
 from ansible_collections.airgap.xinference.plugins.module_utils.server.probe import probe
+from plays import REPOSITORY, run
 from testbed import images
 from testbed.engine import TestbedError, cache, docker
 from testbed.hosts import Host, Testbed
 from testbed.spec import HostSpec
-
-from playbooks import REPOSITORY, run
 
 BACKENDS = ("docker", "native")
 VERSIONS = (servers.NEW, servers.OLD)

@@ -21,10 +21,15 @@ ADMIN = {"username": "admin", "password": "only-for-tests"}
 
 @pytest.fixture(scope="session")
 def server_of() -> Iterator[Callable[[str], Server]]:
-    """A function from a version to its shared server without authentication."""
+    """A function from a version to its shared server without authentication.
+
+    One that a test killed, or left without an answer, is replaced, so that only that test fails.
+    """
     started: Dict[str, Server] = {}
 
     def get(version: str) -> Server:
+        if version in started and not started[version].serves():
+            started.pop(version).stop()
         if version not in started:
             try:
                 started[version] = servers.start(version)

@@ -57,7 +57,12 @@ class Kept:
         if self.process is not None:
             with contextlib.suppress(ProcessLookupError):
                 self.process.send_signal(sign)
-            self.process.wait(20)
+            self.process.wait(60)
+
+    @property
+    def tells(self) -> bool:
+        """Whether what its file says is of the process that was started last."""
+        return self.process is not None and bool(self.told.get("pid") == self.process.pid)
 
     @property
     def log(self) -> str:
@@ -78,7 +83,7 @@ class Kept:
         """What its file says of a model."""
         return self.told.get("models", {}).get(uid, {})
 
-    def until(self, condition: Callable[[], Any], limit: float = 120.0) -> float:
+    def until(self, condition: Callable[[], Any], limit: float = 300.0) -> float:
         """Wait for something; returns how many seconds that took."""
         began = time.monotonic()
         while True:

@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Callable, Dict, Mapping, Optional
 
+import plays
 import yaml
 from ansible_collections.airgap.xinference.plugins.module_utils.host import native_run, service
 from ansible_collections.airgap.xinference.plugins.module_utils.host.native_ctl import Native
@@ -28,8 +29,6 @@ from doors import run_module
 from servers import NEW, Missing, environment, free_port
 from sites import REPOSITORY, Site, make_bundle, make_model
 from tiny_models import cache_root
-
-import playbooks
 
 SUPERVISOR = next(
     line
@@ -71,7 +70,7 @@ class NativeHost:
         hosts = {"hosts": {self.name: {}}, "vars": {**self.variables, **variables}}
         inventory.touch(mode=0o600)
         inventory.write_text(json.dumps({"xinference": hosts}))
-        done = playbooks.run("-i", str(inventory), f"playbooks/{playbook}.yml", *arguments)
+        done = plays.run("-i", str(inventory), f"playbooks/{playbook}.yml", *arguments)
         self.output = done.stdout
         assert done.returncode == expect, done.stdout
         return done.stdout

@@ -37,7 +37,7 @@ OVER = {FIRST_CALLER: NEW}
 """Versions that run with the packages of another."""
 HERE = Path(__file__).parent
 START_LIMIT = 300.0
-READY_LIMIT = 90.0
+READY_LIMIT = 300.0
 OFFLINE = {
     "XINFERENCE_ENABLE_VIRTUAL_ENV": "0",
     "XINFERENCE_MODEL_SRC": "modelscope",
@@ -149,9 +149,9 @@ class Server:
                     found.append(int(entry.name))
         return found
 
-    def clear(self) -> None:
+    def clear(self, **login: Any) -> None:
         """Terminate every model, also failed ones, and forget custom registrations of embedding models."""
-        client = self.client()
+        client = self.client(**login)
         for instance in client.instances():
             with contextlib.suppress(ServerError):
                 client.terminate(instance["model_uid"])
@@ -171,6 +171,13 @@ class Server:
                 start_new_session=True,
                 cwd=self.home,
             )
+
+    def serves(self) -> bool:
+        """Whether its process runs and it answers."""
+        try:
+            return self.process.poll() is None and bool(self.client().status().get("workers"))
+        except ServerError:
+            return False
 
     def wait(self) -> None:
         """Wait until it answers. One that does not is stopped, and RuntimeError raised with its log."""

@@ -26,7 +26,7 @@ STRANGERS = Path(__file__).resolve().parents[1] / "testbed/strangers.py"
 ADMIN = {"username": "keeper-of-keys", "password": "planted-pass-1"}
 GIVEN_KEY = "sk-A1b2C3d4E5f6G"
 SECRET = "planted-word-2"
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0
 Report = dict[str, Any]
 # A stranger who speaks to the processes of a server as they speak to each other.
 ACTOR = """
@@ -86,7 +86,7 @@ def stranger(endpoint: str, place: Path) -> Iterator[Callable[[], Report]]:
     """
     path = place / "report.json"
     path.unlink(missing_ok=True)
-    command = [sys.executable, str(STRANGERS), endpoint, "--seconds", "600", "--report", str(path)]
+    command = [sys.executable, str(STRANGERS), endpoint, "--seconds", "1800", "--report", str(path)]
 
     def until(condition: Callable[[], bool]) -> None:
         limit = time.monotonic() + PATIENCE_S

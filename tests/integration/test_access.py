@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import plays
 import pytest
 import servers
 from ansible_collections.airgap.xinference.plugins.module_utils.host import guarding
@@ -20,8 +21,6 @@ from ansible_collections.airgap.xinference.plugins.module_utils.server.client im
 from doors import Recorder, run_module
 from servers import NEW, OLD, Server
 from sieges import ADMIN, GIVEN_KEY, SECRET, besieged, guard_in, listening_to, nobody_got_in
-
-import playbooks
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +179,7 @@ class Site:
         inventory = {"xinference": {"hosts": {"one": {"ansible_connection": "local", **settings}}}}
         (self.place / "hosts.json").write_text(json.dumps(inventory))
         words = ["-vvv", "--diff", *more, "-i", str(self.place / "hosts.json"), "playbooks/access.yml"]
-        done = playbooks.run(*words, environment={"ANSIBLE_PYTHON_INTERPRETER": sys.executable})
+        done = plays.run(*words, environment={"ANSIBLE_PYTHON_INTERPRETER": sys.executable})
         self.said = done.stdout
         assert done.returncode == expect, self.said
         return self.said.count("\nchanged: [one]")

@@ -11,12 +11,19 @@ from typing import Callable
 
 import pytest
 import servers
+from ansible_collections.airgap.xinference.plugins.module_utils.server.apply import apply
 from ansible_collections.airgap.xinference.plugins.module_utils.server.client import AccessRefused, Client
+from ansible_collections.airgap.xinference.plugins.module_utils.server.spec import parse
 from conftest import ADMIN
 from doors import Recorder, run_module
 from servers import OLD, Server
 
-EMBEDDING = {"model_uid": "guarded", "model_name": "bce-embedding-base_v1", "model_type": "embedding"}
+EMBEDDING = {
+    "model_uid": "guarded",
+    "model_name": "bce-embedding-base_v1",
+    "model_type": "embedding",
+    "model_engine": "sentence_transformers",
+}
 
 
 def test_a_new_server_wants_its_setup_token(guarded_server: Server) -> None:
@@ -42,20 +49,25 @@ def test_a_login_serves_for_many_requests(guarded_server: Server) -> None:
     assert client.requests_made == 4
 
 
-def test_a_key_lists_and_infers_and_does_not_launch(guarded_server: Server, models: Callable[[str], str]) -> None:
+def test_behind_a_login_models_come_and_go_and_a_key_only_lists_and_infers(
+    guarded_server: Server, models: Callable[[str], str], tmp_path: Path
+) -> None:
     admin = guarded_server.client(**ADMIN)
     key = admin.post("/v1/admin/keys", json={"name": "site"})["key"]
     keyed = guarded_server.client(api_key=key)
-    payload = {**EMBEDDING, "model_path": models("minilm")}
+    entry = {**EMBEDDING, "model_path": models("minilm")}
     with pytest.raises(AccessRefused, match="Give username and password instead of api_key"):
-        keyed.launch(payload)
-    servers.launch(admin, payload)
+        keyed.launch(entry)
     try:
+        assert [row["action"] for row in apply(admin, parse([entry]), tmp_path).models] == ["launch"]
+        again = guarded_server.client(**ADMIN)
+        assert not apply(again, parse([entry]), tmp_path).changed and again.requests_made <= 4
         assert "guarded" in keyed.models()
         answer = keyed.post("/v1/embeddings", json={"model": "guarded", "input": "a"})
         assert len(answer["data"][0]["embedding"]) == 384
+        assert not apply(admin, [], tmp_path).failures and admin.models() == {}
     finally:
-        admin.terminate("guarded")
+        guarded_server.clear(**ADMIN)
 
 
 @pytest.mark.parametrize("wrong", [{"api_key": "sk-wrong"}, {"username": "admin", "password": "wrong-password"}])

@@ -14,11 +14,10 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, Iterator
 
+import plays
 import pytest
 from ad_hoc import run_module
 from hub import Hub, Repo
-
-import playbooks
 
 WEIGHTS = random.Random(2).randbytes(5_000_000)
 COMMIT = "a" * 40
@@ -132,7 +131,7 @@ def play(
         **variables,
     }
     words = ["-i", str(tmp_path / "hosts.json"), "-e", json.dumps(small), "playbooks/bundle.yml", *options]
-    return playbooks.run(*words, environment={"MODELSCOPE_HOME": str(tmp_path / "modelscope-home")})
+    return plays.run(*words, environment={"MODELSCOPE_HOME": str(tmp_path / "modelscope-home")})
 
 
 def test_the_playbook_takes_the_models_of_all_hosts_and_changes_nothing_twice(tmp_path: Path, model: Path) -> None:

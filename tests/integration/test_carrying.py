@@ -12,12 +12,11 @@ import subprocess
 from pathlib import Path
 from typing import Any, Dict, Iterator, List
 
+import plays
 import pytest
 from ad_hoc import ROOT, run_module
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.ingest import Request, write_bundle
 from sites import Site, make_model
-
-import playbooks
 
 MIB = 1024**2
 
@@ -38,7 +37,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def play(name: str, *arguments: str, **variables: Any) -> subprocess.CompletedProcess[str]:
     """Run a playbook of the collection on this machine; its output without line breaks, which YAML puts anywhere."""
     words = [part for variable, value in variables.items() for part in ("-e", f"{variable}={value}")]
-    ended = playbooks.run(f"playbooks/{name}.yml", "-i", "localhost,", *words, *arguments)
+    ended = plays.run(f"playbooks/{name}.yml", "-i", "localhost,", *words, *arguments)
     ended.stdout = " ".join(ended.stdout.split())
     return ended
 

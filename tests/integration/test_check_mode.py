@@ -1,7 +1,7 @@
 # Copyright: airgap.xinference engineers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Check mode tells what a run would do, and a recorder between module and server sees nothing but reads."""
+"""Both modules are doors to one record, and in check mode a recorder behind them sees nothing but reads."""
 
 from __future__ import annotations
 
@@ -47,19 +47,35 @@ def test_check_mode_writes_nothing_and_foretells_the_run(
         rows = [(row["model_uid"], row["action"], row["reason"]) for row in result["models"]]
         return result["changed"], rows, result["diff"], {key for row in result["models"] for key in row}
 
-    story: List[Tuple[str, Dict[str, Any], str]] = [
-        ("xinference_model_set", {"models": [small]}, "launch"),
-        ("xinference_model_set", {"models": [small]}, "keep"),
-        ("xinference_model_set", {"models": [changed]}, "relaunch"),
-        ("xinference_model", {**changed, "state": "relaunched"}, "relaunch"),
-        ("xinference_model_set", {"models": []}, "terminate"),
-        ("xinference_model", {**small}, "launch"),
-        ("xinference_model", {"model_uid": "small", "state": "absent"}, "terminate"),
+    several = "xinference_model_set"
+    one = "xinference_model"
+    absent = {"model_uid": "small", "state": "absent"}
+    story: List[Tuple[str, Dict[str, Any], List[str]]] = [
+        (several, {"models": [small]}, ["launch"]),
+        (several, {"models": [small]}, ["keep"]),
+        (one, small, ["keep"]),
+        (several, {"models": [changed]}, ["relaunch"]),
+        (one, changed, ["keep"]),
+        (one, {**changed, "state": "relaunched"}, ["relaunch"]),
+        (several, {"models": [changed]}, ["keep"]),
+        (several, {"models": []}, ["terminate"]),
+        (one, small, ["launch"]),
+        (several, {"models": [small]}, ["keep"]),
+        (one, absent, ["terminate"]),
+        (one, absent, []),
     ]
-    for name, params, action in story:
+    for name, params, actions in story:
         foretold = check(name, params)
-        assert [row["action"] for row in foretold["models"]] == [action]
+        assert [row["action"] for row in foretold["models"]] == actions
         done = run(name, params)
         assert told(foretold) == told(done)
+        assert done["changed"] is (actions not in ([], ["keep"]))
+        assert set(done) == {"changed", "models", "requests", "diff", "invocation"}
         assert "very-secret" not in str({key: done[key] for key in ("models", "diff")})
+        if actions == ["keep"]:
+            assert done["requests"] == 2
+        if actions == ["launch"]:
+            assert done["models"][0]["model"]["model_name"] == small["model_name"]
+            assert done["models"][0]["duration"] > 0 and not done["diff"]["before"]
+            assert done["diff"]["after"]["small"]["model_path"] == small["model_path"]
     assert set(check("xinference_model_set", {"models": [small]})["diff"]["after"]) == {"small"}

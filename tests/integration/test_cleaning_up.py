@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, Iterator, List
 
+import plays
 import pytest
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.engine import Engine
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.images import EngineImage, ImageRequest
@@ -22,8 +23,6 @@ from ansible_collections.airgap.xinference.plugins.module_utils.bundle.ingest im
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.layout import Bundle
 from engines import PrivateEngine, tar_of
 from sites import Site, make_bundle, make_model, make_wheel
-
-import playbooks
 
 WEIGHTS = 3 * 1024 * 1024
 
@@ -71,7 +70,7 @@ class Host(Site):
         """Run the playbook and return what it says."""
         self.command("xinference_store", {}, [])
         inventory = ["-i", str(self.place / "hosts.json"), "-e", f"xinference_hosts=all xinference_root={self.root}"]
-        done = playbooks.run("playbooks/cleanup.yml", *inventory, *arguments, environment={"COLUMNS": "200"})
+        done = plays.run("playbooks/cleanup.yml", *inventory, *arguments, environment={"COLUMNS": "200"})
         assert done.returncode == 0, done.stdout
         return done.stdout
 

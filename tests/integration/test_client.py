@@ -5,11 +5,9 @@
 
 from __future__ import annotations
 
-from typing import Callable
-
 import pytest
 from ansible_collections.airgap.xinference.plugins.module_utils.server.client import Client, ServerError, Unreachable
-from servers import Server, free_port, launch
+from servers import Server, free_port
 
 
 def test_facts(server: Server) -> None:
@@ -30,27 +28,6 @@ def test_engines(server: Server) -> None:
     assert "sentence_transformers" in client.engines("embedding", "bce-embedding-base_v1")
     assert isinstance(client.engines("rerank", "bce-reranker-base_v1"), dict)
     assert client.engines("embedding", "no-such-model") == {}
-
-
-def test_a_model_comes_and_goes(server: Server, models: Callable[[str], str]) -> None:
-    client = server.client()
-    payload = {
-        "model_uid": "one",
-        "model_name": "bce-embedding-base_v1",
-        "model_type": "embedding",
-        "model_engine": "sentence_transformers",
-        "model_path": models("minilm"),
-    }
-    launch(client, payload)
-    assert client.models()["one"]["model_name"] == "bce-embedding-base_v1"
-    assert 0 <= client.progress("one") <= 1
-    answer = client.post("/v1/embeddings", json={"model": "one", "input": "a word"})
-    assert len(answer["data"][0]["embedding"]) == 384
-    with pytest.raises(ServerError, match="already in the model list") as caught:
-        client.launch(payload)
-    assert caught.value.status == 400
-    client.terminate("one")
-    assert client.models() == {}
 
 
 def test_the_server_s_words_are_kept(server: Server) -> None:

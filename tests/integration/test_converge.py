@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from pathlib import Path
 from typing import Any, Callable, Dict, List
 
 import pytest
 import servers
 from ansible_collections.airgap.xinference.plugins.module_utils.server.apply import Applied, apply, specs_from
-from doors import run_module
 from servers import Server
 
 Entry = Dict[str, Any]
@@ -93,31 +93,6 @@ def test_the_life_of_a_set(server: Server, entry: Callable[..., Entry], tmp_path
     assert json.loads((tmp_path / "state" / "launched.json").read_text())["models"] == {}
 
 
-def test_both_modules_are_doors_to_one_record(server: Server, entry: Callable[..., Entry], tmp_path: Path) -> None:
-    common = {"endpoint": server.endpoint, "root": str(tmp_path)}
-    small = entry("minilm", "small")
-
-    one, _seconds = run_module("xinference_model", {**small, **common})
-    assert one["changed"] and one["models"][0]["action"] == "launch", one
-    assert one["models"][0]["model"]["model_name"] == "bce-embedding-base_v1" and one["models"][0]["duration"] > 0
-    assert one["diff"]["after"]["small"]["model_path"] == small["model_path"] and not one["diff"]["before"]
-
-    several, _seconds = run_module("xinference_model_set", {"models": [small], **common})
-    assert not several["changed"] and several["models"][0]["action"] == "keep" and several["requests"] == 2, several
-
-    anew, _seconds = run_module("xinference_model", {"state": "relaunched", **small, **common})
-    assert anew["changed"] and anew["models"][0]["action"] == "relaunch"
-    again, _seconds = run_module("xinference_model_set", {"models": [small], **common})
-    assert not again["changed"], again
-
-    gone, _seconds = run_module("xinference_model", {"state": "absent", "model_uid": "small", **common})
-    assert gone["changed"] and gone["models"][0]["action"] == "terminate"
-    gone_already, _seconds = run_module("xinference_model", {"state": "absent", "model_uid": "small", **common})
-    assert not gone_already["changed"] and gone_already["models"] == []
-    keys = {"changed", "models", "requests", "diff", "invocation"}
-    assert all(set(result) == keys for result in (one, several, anew, gone, gone_already))
-
-
 def test_what_others_launch_is_taken_over_and_what_they_change_is_seen(
     server: Server, entry: Callable[..., Entry], tmp_path: Path
 ) -> None:
@@ -146,11 +121,11 @@ def test_a_launch_under_way_is_waited_for_not_doubled(
     server: Server, entry: Callable[..., Entry], tmp_path: Path
 ) -> None:
     small = entry("minilm", "small")
-    theirs = threading.Thread(target=server.client(timeout=90).launch, args=(small,), kwargs={"timeout": 90})
+    theirs = threading.Thread(target=server.client().launch, args=(small,), kwargs={"timeout": servers.READY_LIMIT})
     theirs.start()
-    watcher = server.client()
+    watcher, limit = server.client(), time.monotonic() + servers.READY_LIMIT
     while not watcher.instances("small"):
-        pass
+        assert time.monotonic() < limit
     applied = converge(server, tmp_path, [small])
     theirs.join()
     assert actions(applied) == {"small": "adopt"}

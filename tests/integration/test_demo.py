@@ -3,14 +3,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """`make demo` from a clean clone, as an ordinary user: real wheels, a real server, a real model.
 
-The clone takes minutes and 4 GB. Nothing but pip reaches a network here; the part that plays the site is run once more
-where there is none, as root.
+The clone takes minutes and 4 GB, and nothing but pip reaches a network. A host that serves without any, from the same
+weights, is molecule's scenario `native`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import http.server
 import json
 import os
 import pwd
@@ -19,10 +18,9 @@ import shutil
 import signal
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +29,7 @@ from ansible_collections.airgap.xinference.plugins.module_utils.host import nati
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COLD_LIMIT = 900
-SECOND_LIMIT = 90
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for network namespaces")
 
 
 def free_port() -> int:
@@ -46,8 +42,8 @@ def free_port() -> int:
 class Demo:
     """A clean clone whose demo runs on a port of its own, perhaps as another user.
 
-    `prefix` stands before every command, to run it as somebody or somewhere else; `owner` is that user's number. `text`
-    is what the last one printed.
+    `prefix` stands before every command, to run it as somebody else; `owner` is that user's number. `text` is what the
+    last one printed.
     """
 
     place: Path
@@ -185,7 +181,6 @@ def test_a_second_run_changes_hashes_and_copies_nothing(demo: Demo) -> None:
     server = demo.pid()
     files = {path: path.stat() for path in demo.site.glob("models/*/*/*")}
     demo.make("demo", arguments="-v")
-    assert demo.seconds < SECOND_LIMIT
     assert demo.changes and not any(demo.changes)
     counted = re.findall(r"\b(?:hashed|copied|sent|linked)_bytes: (\d+)", demo.text)
     assert counted and set(counted) == {"0"}
@@ -210,36 +205,38 @@ def test_every_variable_reaches_the_process(demo: Demo) -> None:
     assert reached["XINFERENCE_ENABLE_VIRTUAL_ENV"] == "0"
 
 
+def test_a_killed_server_comes_back_without_leftovers(demo: Demo) -> None:
+    before = set(native_run.family(demo.site))
+    os.kill(demo.pid(), signal.SIGKILL)
+    deadline = time.monotonic() + 300
+    while not demo.answers():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    assert not before & set(native_run.family(demo.site))
+    server = demo.pid()
+    demo.make("demo")
+    check_table(demo)
+    assert demo.pid() == server, "what came back by itself is as it should be"
+    assert len(demo.embedding("a real text")) == 384
+
+
 def test_other_models_do_not_restart_the_server_and_a_variable_does(demo: Demo) -> None:
     server = demo.pid()
-    demo.play("playbooks/serve.yml", "-e", json.dumps({"xinference_models": []}))
+    no_models: dict[str, Any] = {"xinference_models": []}
+    demo.play("playbooks/serve.yml", "-e", json.dumps(no_models))
     assert demo.changes == [1] and demo.pid() == server
-    changed = {"xinference_server_environment": {"XINFERENCE_LOG_FORMAT": "json"}}
+    changed = {**no_models, "xinference_server_environment": {"XINFERENCE_LOG_FORMAT": "json"}}
     demo.play("playbooks/serve.yml", "-v", "-e", json.dumps(changed))
     assert "environment XINFERENCE_LOG_FORMAT changed" in demo.text
     assert demo.pid() != server
     assert b"XINFERENCE_LOG_FORMAT=json" in Path(f"/proc/{demo.pid()}/environ").read_bytes()
 
 
-def test_a_killed_server_comes_back_without_leftovers(demo: Demo) -> None:
-    before = set(native_run.family(demo.site))
-    os.kill(demo.pid(), signal.SIGKILL)
-    deadline = time.monotonic() + 90
-    while not demo.answers():
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
-    assert not before & set(native_run.family(demo.site))
-    demo.make("demo")
-    check_table(demo)
-    assert b"XINFERENCE_LOG_FORMAT=json" not in Path(f"/proc/{demo.pid()}/environ").read_bytes()
-    assert len(demo.embedding("a real text")) == 384
-
-
 def test_check_mode_tells_of_a_restart_and_does_not_do_it(demo: Demo) -> None:
+    """It would take the variable away again that the step before gave."""
     server = demo.pid()
-    changed = {"xinference_server_environment": {"XINFERENCE_LOG_FORMAT": "json"}}
-    demo.play("playbooks/serve.yml", "--check", "--diff", "-e", json.dumps(changed))
-    assert demo.changes == [2] and '+    "XINFERENCE_LOG_FORMAT": "json"' in demo.text
+    demo.play("playbooks/serve.yml", "--check", "--diff", "-e", json.dumps({"xinference_models": []}))
+    assert demo.changes == [2] and '-    "XINFERENCE_LOG_FORMAT": "json"' in demo.text
     assert demo.pid() == server
 
 
@@ -249,58 +246,3 @@ def test_stopping_leaves_no_process(demo: Demo) -> None:
     assert demo.processes() == set()
     demo.make("demo-stop")
     assert demo.changes == [0]
-
-
-@pytest.fixture
-def loopback_only() -> Iterator[list[str]]:
-    """The beginning of a command that runs in a network namespace which has nothing but a loopback."""
-    holder = subprocess.Popen(["unshare", "--net", "sh", "-c", "ip link set lo up && exec sleep 3600"])
-    enter = ["nsenter", "--target", str(holder.pid), "--net"]
-    try:
-        deadline = time.monotonic() + 10
-        while b"LOOPBACK,UP" not in subprocess.run([*enter, "ip", "link"], stdout=subprocess.PIPE, check=True).stdout:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        yield enter
-    finally:
-        holder.kill()
-        holder.wait()
-
-
-@pytest.fixture
-def neighbour() -> Iterator[str]:
-    """A web server that everything with a network on this machine reaches, by an address that is no loopback."""
-    told = json.loads(subprocess.run(["ip", "-json", "address"], stdout=subprocess.PIPE, check=True).stdout)
-    addresses = [one["local"] for link in told for one in link["addr_info"] if one["scope"] == "global"]
-    addresses = [one for one in addresses if ":" not in one]
-    if not addresses:
-        pytest.skip("this machine has no network that could be left out")
-    with http.server.HTTPServer((addresses[0], 0), http.server.SimpleHTTPRequestHandler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://{addresses[0]}:{server.server_port}/"
-        server.shutdown()
-
-
-@ROOT_ONLY
-def test_a_site_without_any_network_serves(
-    demo: Demo, loopback_only: list[str], neighbour: str, tmp_path: Path
-) -> None:
-    """The same bundle on another site, where shipping, serving, converging and verifying see only a loopback."""
-    assert subprocess.run([*CURL, "--output", "/dev/null", neighbour], check=False).returncode == 0
-    assert subprocess.run([*loopback_only, *CURL, neighbour], check=False).returncode != 0
-    assert subprocess.run([*loopback_only, "ip", "route"], stdout=subprocess.PIPE, check=True).stdout == b""
-    site = replace(demo, site=tmp_path / "site", port=free_port(), prefix=loopback_only, home=str(tmp_path), owner=0)
-    try:
-        site.play("playbooks/site.yml", "-e", f"xinference_verify_report={tmp_path}/report.json")
-        assert json.loads((tmp_path / "report.json").read_text())["verified"] == 1
-        inside = subprocess.run(
-            [*loopback_only, "readlink", "/proc/self/ns/net"], stdout=subprocess.PIPE, text=True, check=True
-        ).stdout.strip()
-        processes = site.processes()
-        assert len(processes) >= 4
-        assert {os.readlink(f"/proc/{pid}/ns/net") for pid in processes} == {inside}
-        assert inside != os.readlink("/proc/self/ns/net")
-        assert len(site.embedding("a real text")) == 384
-    finally:
-        site.play("playbooks/stop.yml")
-    assert site.processes() == set()

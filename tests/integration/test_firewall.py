@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any, Dict
 
 import pytest
+from plays import run
 from sites import Site, SshHost
-
-from playbooks import run
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="an SSH server for several users needs root")
 

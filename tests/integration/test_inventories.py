@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, Iterator, List
 
+import plays
 import pytest
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.images import ArchiveFile, ImageRequest
 from ansible_collections.airgap.xinference.plugins.module_utils.bundle.ingest import Request, write_bundle
@@ -22,8 +23,6 @@ from ansible_collections.airgap.xinference.plugins.module_utils.bundle.sources i
 from ansible_collections.airgap.xinference.plugins.module_utils.server.spec import parse
 from engines import tar_of
 from sites import REPOSITORY, make_model, make_wheel
-
-import playbooks
 
 sys.path.insert(0, str(REPOSITORY / "tests"))
 from testbed.hosts import Testbed
@@ -72,7 +71,7 @@ def variables(name: str, place: Path) -> Dict[str, Dict[str, Any]]:
         "mode": "0600",
     }
     tasks = [{"ansible.builtin.copy": keep, "become": False, "vars": {"ansible_python_interpreter": sys.executable}}]
-    done = playbooks.run("-i", str(INVENTORIES / name), str(play(place, tasks)), cwd=place)
+    done = plays.run("-i", str(INVENTORIES / name), str(play(place, tasks)), cwd=place)
     assert done.returncode == 0, done.stdout
     assert "WARNING" not in done.stdout
     return {path.stem: json.loads(path.read_text()) for path in place.glob("*.json") if path.name != "play.json"}
@@ -136,7 +135,7 @@ def bed() -> Iterator[Testbed]:
 def test_a_dry_run_on_hosts_goes_through(name: str, bed: Testbed, tmp_path: Path) -> None:
     bundle = make_bundle(name, tmp_path)
     reach = ["-i", str(INVENTORIES / name), "-i", str(bed.inventory), "-l", ",".join(UIDS[name])]
-    done = playbooks.run(
+    done = plays.run(
         *reach, "--check", "-e", f"xinference_bundle_dir={bundle}", str(REPOSITORY / "playbooks/site.yml"), cwd=tmp_path
     )
     assert done.returncode == 0, done.stdout[-6000:]
@@ -155,7 +154,7 @@ def test_a_hand_made_site_is_imported(tmp_path: Path) -> None:
     names = {"config_ini": tmp_path / "config.ini", "address": "192.0.2.5", "site": tmp_path / "site"}
     words = [word for name, value in names.items() for word in ("-e", f"{name}={value}")]
     for changed in (2, 0):
-        done = playbooks.run("-i", "localhost,", "playbooks/import.yml", *words)
+        done = plays.run("-i", "localhost,", "playbooks/import.yml", *words)
         assert done.returncode == 0 and f"changed={changed}" in done.stdout, done.stdout
     listed = subprocess.run(
         ["ansible-inventory", "-i", str(tmp_path / "site"), "--host", "gpu-1"],

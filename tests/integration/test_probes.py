@@ -6,27 +6,70 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable, Dict
 
+import pytest
 import servers
+from ansible_collections.airgap.xinference.plugins.module_utils.server.client import Client, ServerError
 from ansible_collections.airgap.xinference.plugins.module_utils.server.probe import probe
 from ansible_collections.airgap.xinference.plugins.module_utils.server.sound import tone
+from doors import run_module
 from servers import Server
+
+Entry = Dict[str, Any]
 
 
 def test_embedding(server: Server, models: Callable[[str], str]) -> None:
+    """Also what else asks a model that serves: the client, and the modules that tell of it."""
     client = server.client()
-    entry = {"model_uid": "emb", "model_name": "bce-embedding-base_v1", "model_type": "embedding"}
-    servers.launch(client, {**entry, "model_path": models("minilm")})
+    entry = {
+        "model_uid": "emb",
+        "model_name": "bce-embedding-base_v1",
+        "model_type": "embedding",
+        "model_engine": "sentence_transformers",
+    }
+    launched = {**entry, "model_path": models("minilm")}
+    servers.launch(client, launched)
+    probes_of(client, entry)
+    told_by_modules(server, entry)
+
+    assert client.models()["emb"]["model_name"] == "bce-embedding-base_v1"
+    assert 0 <= client.progress("emb") <= 1
+    answer = client.post("/v1/embeddings", json={"model": "emb", "input": "a word"})
+    assert len(answer["data"][0]["embedding"]) == 384
+    with pytest.raises(ServerError, match="already in the model list") as caught:
+        client.launch(launched)
+    assert caught.value.status == 400
+    client.terminate("emb")
+    assert client.models() == {}
+
+
+def probes_of(client: Client, entry: Entry) -> None:
     passed = probe(client, {**entry, "probe": {"expect": {"dimensions": 384, "norm": 1}}})
     assert (passed.state, passed.kind) == ("passed", "embedding"), passed
     assert passed.detail.startswith("384 dimensions, length 1.000, related 0.")
-    assert passed.latency_s is not None and passed.latency_s < 10
+    assert passed.latency_s is not None and passed.latency_s > 0
     strangers = ["Cats sleep.", "The bank raised its rates.", "A cat is asleep."]
     failed = probe(client, {**entry, "probe": {"input": strangers, "expect": {"dimensions": 384}}})
     assert failed.state == "failed" and "is no closer to" in failed.error
     registered = probe(client, entry)
     assert registered.state == "failed" and "registered with 768" in registered.error
+
+
+def told_by_modules(server: Server, entry: Entry) -> None:
+    asked = {"endpoint": server.endpoint, "probe": True}
+    right = {**entry, "probe": {"expect": {"dimensions": 384}}}
+    disabled = {"model_uid": "off", "enabled": False}
+    result, _seconds = run_module("xinference_health", {**asked, "models": [right, disabled]})
+    assert result["healthy"], result
+    assert result["models"]["emb"]["state"] == "ready"
+    assert result["probes"]["emb"]["state"] == "passed" and result["probes"]["emb"]["latency_s"] > 0
+    result, _seconds = run_module("xinference_health", {**asked, "models": [entry]})
+    assert result["failed"] and "have 384 dimensions, and the model is registered with 768" in result["msg"]
+    listed, _seconds = run_module("xinference_model_info", {"endpoint": server.endpoint, "model_uid": "emb"})
+    (model,) = listed["models"]
+    assert model["state"] == "ready" and model["model"]["model_name"] == "bce-embedding-base_v1"
+    assert listed["version"] == server.version and listed["changed"] is False
 
 
 def test_rerank(server: Server, models: Callable[[str], str]) -> None:

@@ -10,11 +10,10 @@ import subprocess
 from pathlib import Path
 from typing import List
 
+import plays
 import yaml
 from ansible_collections.airgap.xinference.plugins.module_utils.host import facts, firewall_table
-
-import playbooks
-from playbooks import REPOSITORY
+from plays import REPOSITORY
 
 ROLE = REPOSITORY / "roles" / "xinference_teardown"
 KEPT = ["blobs", "images", "home"]
@@ -23,7 +22,7 @@ KEPT = ["blobs", "images", "home"]
 def tear_down(root: Path, keep: List[str], **more: str) -> subprocess.CompletedProcess[str]:
     variables = {"xinference_root": str(root), "xinference_teardown_keep": keep, "xinference_teardown_confirm": "yes"}
     settings = json.dumps({**variables, **more})
-    return playbooks.run("-i", "inventories/quickstart", "playbooks/teardown.yml", "-e", settings)
+    return plays.run("-i", "inventories/quickstart", "playbooks/teardown.yml", "-e", settings)
 
 
 def said(done: subprocess.CompletedProcess[str]) -> str:

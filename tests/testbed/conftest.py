@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, Iterator, List
 
+import plays
 import pytest
-
-import playbooks
 
 from . import images
 from .engine import cache
@@ -51,7 +50,7 @@ def carried(tmp_path_factory: pytest.TempPathFactory) -> Carried:
     if os.geteuid() != 0:
         pytest.skip("the testbed needs root")
     images.build()
-    script = [sys.executable, str(playbooks.REPOSITORY / "molecule/shared/models.py"), *MODELS]
+    script = [sys.executable, str(plays.REPOSITORY / "molecule/shared/models.py"), *MODELS]
     made = subprocess.run(script, capture_output=True, text=True, check=True)
     # Kept between runs, so that only what changed is built.
     found = Carried(cache() / "bundle", json.loads(made.stdout.splitlines()[-1]))
@@ -67,7 +66,7 @@ def carried(tmp_path_factory: pytest.TempPathFactory) -> Carried:
     }
     hosts = place / "hosts.json"
     hosts.write_text(json.dumps({"xinference": {"hosts": {"gpu-1": {}}}}))
-    playbooks.play(["bundle"], [hosts], wanted, place)
+    plays.play(["bundle"], [hosts], wanted, place)
     return found
 
 
@@ -86,11 +85,12 @@ def standing() -> Iterator[Testbed]:
 
 @pytest.fixture(scope="module")
 def bare(standing: Testbed) -> Iterator[Testbed]:
-    """The same for one file: nobody has served on its host, which may have loaded images."""
+    """The same for one file, to which the host comes as a new one that may have loaded images."""
     yield standing
     host = standing.hosts["gpu-1"]
     containers: List[str] = host.docker("ps", "--all", "--quiet").split()
     if containers:
         host.docker("rm", "--force", "--volumes", *containers)
     host.docker("network", "prune", "--force")
-    host.exec("rm", "-rf", "/opt/xinference")
+    host.exec("nft", "delete", "table", "inet", "airgap_xinference", check=False)
+    host.exec("rm", "-rf", "/opt/xinference", "/etc/airgap-xinference")

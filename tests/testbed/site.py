@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
-import playbooks
+import plays
 
 from .hosts import Host
 
@@ -28,7 +28,7 @@ class Site:
     def play(self, *names: str, options: Sequence[str] = (), expect: int = 0, **variables: Any) -> str:
         """Run playbooks; returns what they printed."""
         wanted = {**self.variables, **variables}
-        return playbooks.play(names, self.inventories, wanted, self.place, options, expect)
+        return plays.play(names, self.inventories, wanted, self.place, options, expect)
 
     def inside(self, *command: str) -> str:
         """Run a command in the container."""

@@ -5,28 +5,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import subprocess
-import sys
-import time
-from pathlib import Path
-from typing import Any, Dict, Iterator
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import ProxyHandler, Request, build_opener
 
 import pytest
-
-from playbooks import changes
+from plays import changes
+from sieges import nobody_got_in, stranger
 
 from .conftest import Carried
 from .hosts import Testbed
 from .site import SERVER, Site
 
-STRANGERS = Path(__file__).with_name("strangers.py")
 PASSWORD, OLD_KEY = "planted-pass-1", "sk-A1b2C3d4E5f6G"
-ROUND = 60
-LIMIT = 300
 
 
 @pytest.fixture(scope="module")
@@ -51,34 +43,8 @@ def site(bare: Testbed, carried: Carried, tmp_path_factory: pytest.TempPathFacto
     return found
 
 
-@contextlib.contextmanager
-def besieged(site: Site) -> Iterator[Dict[str, Any]]:
-    """A stranger tries to get in during the block and for a round after it; the report is complete after the block."""
-    path, found = site.place / "report.json", {}  # type: ignore[var-annotated]
-    command = [sys.executable, str(STRANGERS), address(site), "--seconds", "900", "--report", str(path)]
-    stranger = subprocess.Popen(command)
-    try:
-        yield found
-        done, limit = attempts(path), time.monotonic() + LIMIT
-        while attempts(path) < done + ROUND and time.monotonic() < limit:
-            time.sleep(0.2)
-    finally:
-        stranger.terminate()
-        stranger.wait(60)
-    found.update(json.loads(path.read_text()))
-
-
-def attempts(path: Path) -> int:
-    return int(json.loads(path.read_text())["attempts"])
-
-
 def address(site: Site) -> str:
     return f"http://{site.host.address}:9997"
-
-
-def nobody_got_in(report: Dict[str, Any]) -> None:
-    assert report["open"] == []
-    assert report["unreached"] > 0 and report["answers"]["401"] >= 10, report
 
 
 def ask(site: Site, path: str, body: Any = None, token: str = "") -> int:
@@ -97,9 +63,9 @@ def login(site: Site, password: str) -> int:
 
 
 def test_a_port_that_is_open_at_once_is_closed_to_strangers(site: Site) -> None:
-    with besieged(site) as report:
+    with stranger(address(site), site.place) as verdict:
         site.play("serve")
-    nobody_got_in(report)
+        nobody_got_in(verdict())
     assert login(site, PASSWORD) == 200
     shown = json.dumps(site.container()) + site.inside("env") + site.host.docker("logs", SERVER)
     assert PASSWORD not in shown and PASSWORD not in site.host.exec("cat", "/opt/xinference/current/compose.yaml")
@@ -108,9 +74,9 @@ def test_a_port_that_is_open_at_once_is_closed_to_strangers(site: Site) -> None:
 def test_a_lost_database_opens_nothing(site: Site) -> None:
     site.host.docker("stop", SERVER)
     site.host.exec("rm", "-r", "/opt/xinference/home/auth")
-    with besieged(site) as report:
+    with stranger(address(site), site.place) as verdict:
         site.play("serve")
-    nobody_got_in(report)
+        nobody_got_in(verdict())
     assert login(site, PASSWORD) == 200
 
 
@@ -124,8 +90,8 @@ def test_a_client_gets_its_key_and_a_second_run_changes_nothing(site: Site) -> N
 def test_before_3_0_it_is_closed_as_well(site: Site) -> None:
     site.play("stop")
     keys = [{"name": "rag", "key": OLD_KEY}]
-    with besieged(site) as report:
+    with stranger(address(site), site.place) as verdict:
         site.play("serve", "access", xinference_image="testbed/xinference:1.8.1-cpu", xinference_api_keys=keys)
-    nobody_got_in(report)
+        nobody_got_in(verdict())
     assert login(site, PASSWORD) == 200 and ask(site, "/v1/models", token=OLD_KEY) == 200
     assert OLD_KEY not in json.dumps(site.container()) + site.inside("env")

@@ -9,11 +9,10 @@ import json
 import re
 import subprocess
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import pytest
-
-from playbooks import REPOSITORY, changes
+from plays import REPOSITORY, changes
 
 from .conftest import PACKAGE, Carried
 from .engine import compose_plugin, docker
@@ -196,31 +195,42 @@ def test_a_project_of_the_same_name_is_left_alone(site: Site) -> None:
         site.host.docker("rm", "xinference-web-1")
 
 
-def lookups(site: Site) -> int:
-    """How many name queries left the containers or the host's engine since they are counted."""
-    rows = [row.split() for row in site.host.exec("iptables", "-t", "mangle", "-nvxL").splitlines() if "dpt:53" in row]
-    assert len(rows) == 2 * 2
-    return sum(int(row[0]) for row in rows)
+@pytest.fixture
+def lookups(site: Site) -> Iterator[Callable[[], int]]:
+    """A function that counts name queries that left containers or the host's engine; nobody answers them meanwhile."""
+    # Not those that stay inside: the engine's own server of names is asked at 127.0.0.11.
+    what = ["--dport", "53", "!", "-d", "127.0.0.0/8"]
+    rules = [[chain, "-p", word, *what] for chain in ("POSTROUTING", "PREROUTING") for word in ("udp", "tcp")]
+
+    def count() -> int:
+        table = site.host.exec("iptables", "-t", "mangle", "-nvxL")
+        rows = [row.split() for row in table.splitlines() if "dpt:53" in row]
+        assert len(rows) == len(rules)
+        return sum(int(row[0]) for row in rows)
+
+    site.host.exec("cp", "/etc/resolv.conf", "/root/resolv")
+    try:
+        for rule in rules:
+            site.host.exec("iptables", "-t", "mangle", "-A", *rule)
+        site.host.exec("sh", "-c", "echo nameserver 192.0.2.53 > /etc/resolv.conf")
+        yield count
+    finally:
+        site.host.exec("cp", "/root/resolv", "/etc/resolv.conf")
+        for rule in rules:
+            site.host.exec("iptables", "-t", "mangle", "-D", *rule, check=False)
 
 
-def test_an_isolated_server_answers_and_sends_nothing_out(site: Site) -> None:
+def test_an_isolated_server_answers_and_sends_nothing_out(site: Site, lookups: Callable[[], int]) -> None:
     """As a user of its own too; the same look-up is seen to leave when the server is not isolated."""
-    for chain in ("POSTROUTING", "PREROUTING"):
-        for protocol in ("udp", "tcp"):
-            # Not those that stay inside: the engine's own server of names is asked at 127.0.0.11.
-            rule = ["-p", protocol, "--dport", "53", "!", "-d", "127.0.0.0/8"]
-            site.host.exec("iptables", "-t", "mangle", "-A", chain, *rule)
-    site.host.exec("sh", "-c", "cp /etc/resolv.conf /root/resolv; echo nameserver 192.0.2.53 > /etc/resolv.conf")
     ask = "import socket\nfor name in ('pypi.org', 'huggingface.co'):\n  try: socket.getaddrinfo(name, 443)\n"
     ask += "  except OSError: pass\n  else: raise SystemExit(name)"
     site.host.docker("restart", CONTAINER)  # the new nameserver is read at the start
     site.inside("python3", "-c", ask)
-    control = lookups(site)
-    assert control > 0
+    assert lookups() > 0
     site.play("serve", "models", **ISOLATED)
-    before = lookups(site)
+    before = lookups()
     site.inside("python3", "-c", ask)
-    assert lookups(site) == before
+    assert lookups() == before
     assert site.inside("id", "-u").strip() == "1000"
     # Neither the host nor anything behind it, whatever the address.
     bridges = re.findall(r"inet ([0-9.]+)", site.host.exec("ip", "-4", "address"))
@@ -241,7 +251,6 @@ def test_an_isolated_server_answers_and_sends_nothing_out(site: Site) -> None:
     assert changes(site.play("serve", **ISOLATED)) == 0
     asking = {**ISOLATED, "xinference_server_container_options": {"dns": ["192.0.2.53"]}}
     assert "options.dns and xinference_server_isolated exclude" in site.play("serve", expect=1, **asking)
-    site.host.exec("cp", "/root/resolv", "/etc/resolv.conf")
 
 
 def answers(site: Site, *where: str) -> bool:

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator
 
 import pytest
-
-from playbooks import REPOSITORY, changes
+from plays import REPOSITORY, changes
 
 from . import images
 from .engine import docker

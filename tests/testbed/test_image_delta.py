@@ -74,7 +74,7 @@ def test_a_small_layer_more_ships_less_than_a_hundredth(site: Site) -> None:
     assert (row["action"], row["layers"]) == ("load", 1)
     assert image_id(host, SECOND) == docker("image", "inspect", "--format", "{{.Id}}", SECOND).strip()
     print(f"{whole['sent_bytes']} bytes, then {more['sent_bytes']}; load {row['seconds']} s")
-    assert more["sent_bytes"] < whole["sent_bytes"] / 100 and row["seconds"] < 60
+    assert more["sent_bytes"] < whole["sent_bytes"] / 100
     assert host.docker("run", "--rm", SECOND, "xinference", "--version").strip().endswith("4.1.0")
 
     again = ship(site, [FIRST, SECOND])

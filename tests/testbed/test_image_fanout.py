@@ -13,9 +13,8 @@ import tarfile
 from pathlib import Path
 from typing import Any, Dict, Iterator
 
+import plays
 import pytest
-
-import playbooks
 
 from . import engine
 from .engine import docker
@@ -82,7 +81,7 @@ def play(bed: Testbed, name: str, place: Path, *options: str) -> str:
         "xinference_images": [{"name": IMAGE}],
         "results": str(place),
     }
-    return playbooks.play([name], [bed.inventory], variables, place, options)
+    return plays.play([name], [bed.inventory], variables, place, options)
 
 
 @pytest.mark.parametrize("forks", [1, 3])

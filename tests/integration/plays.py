@@ -15,6 +15,7 @@ from typing import Any, Mapping, Optional, Sequence
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROGRAM = str(Path(sys.executable).with_name("ansible-playbook"))
+LIMIT_S = 1800  # far more than any takes, for one that hangs
 
 
 def run(
@@ -35,6 +36,7 @@ def run(
         stderr=subprocess.STDOUT,
         text=True,
         check=False,
+        timeout=LIMIT_S,
     )
 
 
