@@ -68,7 +68,9 @@ def faults(directory: Path, recipient: Path | None, keep: int) -> Iterator[str]:
 
     `directory` is that of the host, `recipient` a certificate, `keep` a number of archives or 0 for all.
     """
-    there = next(place for place in (directory, *directory.parents) if place.exists())
+    there = directory
+    while not there.exists():
+        there = there.parent
     if not there.is_dir():
         yield f"xinference_backup_directory: {there} is not a directory. Name one, or one to be made."
     elif not os.access(there, os.W_OK | os.X_OK):
