@@ -28,15 +28,26 @@ class Host:
         self.root, self.database = root, root / "home/auth/auth.db"
         self.database.parent.mkdir(parents=True)
         (root / "state").mkdir()
-        files = {"server.json": release.Entry('{"backend": "native"}'), "models.json": release.Entry("[]", 0o400)}
+        place = {
+            "directory": str(root / "home"),
+            "environment": {},
+            "host": "127.0.0.1",
+            "port": 9997,
+            "command": ["python"],
+        }
+        files = {
+            "server.json": release.Entry('{"backend": "native"}'),
+            "service.json": release.Entry(json.dumps(place)),
+            "models.json": release.Entry("[]", 0o400),
+        }
         release.make(root, files)
         release.switch(root, release.identity(files))
         with contextlib.closing(sqlite3.connect(self.database)) as database:
             database.execute("PRAGMA journal_mode=WAL")
             database.execute("CREATE TABLE users (username TEXT)")
-            database.execute("CREATE TABLE api_keys (key_encrypted TEXT)")
+            database.execute("CREATE TABLE api_keys (key_encrypted TEXT, description TEXT)")
             if secret:
-                database.execute("INSERT INTO api_keys VALUES (?)", (secret,))
+                database.execute("INSERT INTO api_keys VALUES (?, NULL)", (secret,))
             database.commit()
         (self.database.parent / "encryption_key").write_text(secret or "of the fresh host")
 

@@ -188,7 +188,7 @@ def server_version(root: Path) -> str:
         environment = Path(service["command"][0]).parent.parent
         found = sorted(environment.glob("lib/python3*/site-packages/xinference-*.dist-info"))
         return found[0].name[len("xinference-") : -len(".dist-info")] if found else ""
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError):
         return ""
 
 
