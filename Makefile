@@ -43,7 +43,11 @@ test-tools: $(VENV)/.test $(LINK) ## Add to .venv what the tests need
 UNIT_PYTHONS ?= 3.8 3.13
 
 .PHONY: test lint sanity unit integration molecule
-test: lint sanity unit integration molecule ## Run every test: lint, sanity, unit, integration (real servers), molecule
+test: ## Run every test: lint, sanity, unit, integration (real servers), molecule
+	@echo "Lint, sanity and unit tests, side by side; each is shown when it is done ..."
+	@$(MAKE) --jobs=3 --output-sync=target lint sanity unit
+	@$(MAKE) integration
+	@$(MAKE) molecule
 
 .PHONY: test-servers
 test-servers: test-tools ## Install the real servers and images now; the tests do it themselves, and it takes minutes
