@@ -75,11 +75,16 @@ unit: test-tools ## Run the unit tests, on the oldest and the newest supported P
 integration: test-tools ## Run the integration tests against real servers
 	tests/integration/run $(TESTS)
 
-# SCENARIO=name runs one of molecule/*; MOLECULE_ARGS goes to molecule, for example --destroy=never.
-SCENARIO ?=
+# SCENARIO=name runs one of molecule/*; MOLECULE_ARGS goes to molecule, for example --destroy=never. One alone leaves
+# processors idle, so all are run two by two, and each is shown when it is done.
+SCENARIO ?= $(patsubst molecule/%/molecule.yml,%,$(wildcard molecule/*/molecule.yml))
 MOLECULE_ARGS ?=
 molecule: test-tools ## Run playbooks on air-gapped hosts with real engines (SCENARIO=site, site-1-8, native, preflight, locked)
-	MOLECULE_GLOB='molecule/*/molecule.yml' molecule test $(if $(SCENARIO),--scenario-name $(SCENARIO),--all) $(MOLECULE_ARGS)
+	@echo "Molecule: $(SCENARIO) ..."
+	@$(MAKE) $(if $(word 2,$(SCENARIO)),--jobs=2 --output-sync=target) $(SCENARIO:%=molecule-of-%)
+
+molecule-of-%:
+	MOLECULE_GLOB='molecule/*/molecule.yml' molecule test --scenario-name $* $(MOLECULE_ARGS)
 
 .PHONY: bench bench-plan bench-ship
 bench-plan: test-tools ## Measure planning for a bundle of 300 GB and 40,000 files, into build/bench/plan.json

@@ -50,10 +50,10 @@ def test_compose_accepts_the_recorded_projects(name: str, tmp_path: Path) -> Non
 
 
 @pytest.fixture(scope="module")
-def site(bare: Testbed, carried: Carried, tmp_path_factory: pytest.TempPathFactory) -> Site:
-    host = bare.hosts["gpu-1"]
-    host.exec("sh", "-c", "echo one > /etc/site.pem")
-    chat = {
+def chat(standing: Testbed, carried: Carried) -> Dict[str, Any]:
+    """The one model of the site, which only some tests need."""
+    host = standing.hosts["gpu-1"]
+    return {
         "model_uid": "chat",
         "model_name": "qwen2.5-instruct",
         "model_engine": "transformers",
@@ -64,6 +64,12 @@ def site(bare: Testbed, carried: Carried, tmp_path_factory: pytest.TempPathFacto
         "virtual_env_packages": [PACKAGE],
         "source": {"path": carried.models["chat"], "name": "chat"},
     }
+
+
+@pytest.fixture(scope="module")
+def site(bare: Testbed, carried: Carried, chat: Dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Site:
+    host = bare.hosts["gpu-1"]
+    host.exec("sh", "-c", "echo one > /etc/site.pem")
     variables: Dict[str, Any] = {
         **carried.variables,
         "xinference_backend": "docker",
@@ -75,10 +81,10 @@ def site(bare: Testbed, carried: Carried, tmp_path_factory: pytest.TempPathFacto
         "xinference_server_secrets": {"SITE_TOKEN": SECRET},
         "xinference_server_mounts": [{"source": "/etc/site.pem", "target": "/etc/site.pem"}],
         "xinference_verify_report": "",
-        "xinference_models": [chat],
+        "xinference_models": [{**chat, "enabled": False}],
     }
     found = Site(host, tmp_path_factory.mktemp("docker"), variables)
-    found.play("ship")
+    found.play("ship", xinference_models=[chat])
     return found
 
 
@@ -122,25 +128,24 @@ def test_what_tells_of_the_site_is_closed_to_other_users(site: Site) -> None:
     assert listed == "", "somebody else may write there"
 
 
-def test_a_launch_gets_from_the_bundle_what_the_image_lacks(site: Site) -> None:
+def test_a_launch_gets_from_the_bundle_what_the_image_lacks(site: Site, chat: Dict[str, Any]) -> None:
     missing = site.host.docker("exec", CONTAINER, "python3", "-c", f"import {PACKAGE}; print(1)", check=False)
     assert missing == ""
     assert "default" not in site.host.exec("ip", "route")
-    site.play("models")
+    site.play("models", xinference_models=[chat])
     found = site.inside("find", "/root/.xinference/virtualenv", "-type", "d", "-name", PACKAGE)
     assert "/qwen2.5-instruct/transformers/" in found
     launched = json.loads(site.host.exec("cat", "/opt/xinference/state/launched.json"))
     assert '"gpu_idx": [1]' in json.dumps(launched) and '"/models/chat/' in json.dumps(launched)
 
 
-def test_a_second_run_changes_nothing(site: Site) -> None:
-    assert changes(site.play("ship", "serve", "models")) == 0
+def test_a_second_run_changes_nothing(site: Site, chat: Dict[str, Any]) -> None:
+    assert changes(site.play("ship", "serve", "models", xinference_models=[chat])) == 0
 
 
 def test_a_change_of_the_models_leaves_the_container_alone(site: Site) -> None:
     before = site.container()["Id"]
-    off = [{**entry, "enabled": False} for entry in site.variables["xinference_models"]]
-    assert changes(site.play("serve", xinference_models=off)) == 1  # the release
+    assert changes(site.play("serve")) == 1  # the release
     assert site.container()["Id"] == before
 
 
@@ -220,14 +225,17 @@ def lookups(site: Site) -> Iterator[Callable[[], int]]:
             site.host.exec("iptables", "-t", "mangle", "-D", *rule, check=False)
 
 
-def test_an_isolated_server_answers_and_sends_nothing_out(site: Site, lookups: Callable[[], int]) -> None:
+def test_an_isolated_server_answers_and_sends_nothing_out(
+    site: Site, chat: Dict[str, Any], lookups: Callable[[], int]
+) -> None:
     """As a user of its own too; the same look-up is seen to leave when the server is not isolated."""
     ask = "import socket\nfor name in ('pypi.org', 'huggingface.co'):\n  try: socket.getaddrinfo(name, 443)\n"
     ask += "  except OSError: pass\n  else: raise SystemExit(name)"
     site.host.docker("restart", CONTAINER)  # the new nameserver is read at the start
     site.inside("python3", "-c", ask)
     assert lookups() > 0
-    site.play("serve", "models", **ISOLATED)
+    isolated = {**ISOLATED, "xinference_models": [chat]}
+    site.play("serve", "models", **isolated)
     before = lookups()
     site.inside("python3", "-c", ask)
     assert lookups() == before
@@ -248,7 +256,7 @@ def test_an_isolated_server_answers_and_sends_nothing_out(site: Site, lookups: C
     patiently = ["--retry", "300", "--retry-all-errors", "--retry-delay", "1"]
     site.host.exec("curl", "-sS", "--fail", *patiently, "http://127.0.0.1:9997/status")
     assert json.loads(site.host.docker("inspect", "xinference-ingress-1"))[0]["State"] == ingress["State"]
-    assert changes(site.play("serve", **ISOLATED)) == 0
+    assert changes(site.play("serve", **isolated)) == 0
     asking = {**ISOLATED, "xinference_server_container_options": {"dns": ["192.0.2.53"]}}
     assert "options.dns and xinference_server_isolated exclude" in site.play("serve", expect=1, **asking)
 

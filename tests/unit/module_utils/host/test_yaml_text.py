@@ -8,9 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import yaml
 from ansible_collections.airgap.xinference.plugins.module_utils.host.yaml_text import yaml_text
-
-yaml = pytest.importorskip("yaml")
 
 
 @pytest.mark.parametrize(
