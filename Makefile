@@ -76,12 +76,17 @@ integration: test-tools ## Run the integration tests against real servers
 	tests/integration/run $(TESTS)
 
 # SCENARIO=name runs one of molecule/*; MOLECULE_ARGS goes to molecule, for example --destroy=never. One alone leaves
-# processors idle, so all are run two by two, and each is shown when it is done.
-SCENARIO ?= $(patsubst molecule/%/molecule.yml,%,$(wildcard molecule/*/molecule.yml))
+# processors idle, so without a name all are run two by two.
+SCENARIO ?=
 MOLECULE_ARGS ?=
+SCENARIOS := $(patsubst molecule/%/molecule.yml,%,$(wildcard molecule/*/molecule.yml))
 molecule: test-tools ## Run playbooks on air-gapped hosts with real engines (SCENARIO=site, site-1-8, native, preflight, locked)
-	@echo "Molecule: $(SCENARIO) ..."
-	@$(MAKE) $(if $(word 2,$(SCENARIO)),--jobs=2 --output-sync=target) $(SCENARIO:%=molecule-of-%)
+ifneq ($(SCENARIO),)
+	@$(MAKE) molecule-of-$(SCENARIO)
+else
+	@echo "Molecule, two scenarios at a time, each shown when it is done: $(SCENARIOS) ..."
+	@$(MAKE) --jobs=2 --output-sync=target $(SCENARIOS:%=molecule-of-%)
+endif
 
 molecule-of-%:
 	MOLECULE_GLOB='molecule/*/molecule.yml' molecule test --scenario-name $* $(MOLECULE_ARGS)

@@ -234,8 +234,8 @@ def test_an_isolated_server_answers_and_sends_nothing_out(
     site.host.docker("restart", CONTAINER)  # the new nameserver is read at the start
     site.inside("python3", "-c", ask)
     assert lookups() > 0
-    isolated = {**ISOLATED, "xinference_models": [chat]}
-    site.play("serve", "models", **isolated)
+    with_chat = {**ISOLATED, "xinference_models": [chat]}
+    site.play("serve", "models", **with_chat)
     before = lookups()
     site.inside("python3", "-c", ask)
     assert lookups() == before
@@ -256,7 +256,7 @@ def test_an_isolated_server_answers_and_sends_nothing_out(
     patiently = ["--retry", "300", "--retry-all-errors", "--retry-delay", "1"]
     site.host.exec("curl", "-sS", "--fail", *patiently, "http://127.0.0.1:9997/status")
     assert json.loads(site.host.docker("inspect", "xinference-ingress-1"))[0]["State"] == ingress["State"]
-    assert changes(site.play("serve", **isolated)) == 0
+    assert changes(site.play("serve", **with_chat)) == 0
     asking = {**ISOLATED, "xinference_server_container_options": {"dns": ["192.0.2.53"]}}
     assert "options.dns and xinference_server_isolated exclude" in site.play("serve", expect=1, **asking)
 
